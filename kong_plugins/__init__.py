@@ -1,0 +1,1 @@
+"""Token budgets and exact bills for LLM tenants behind Kong."""

@@ -1,0 +1,1 @@
+"""Use cases over ports: admit, settle, relay. Knows no store, no wire, no Kong."""
