@@ -1,0 +1,1 @@
+"""Adapters: the stores, wires and formats behind the ports."""
