@@ -1,0 +1,47 @@
+# Two commands: `make demo` shows it, `make test` proves it. Both need Python 3.11–3.13 with pip, and nothing else.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST_ARGS ?=
+
+.PHONY: help demo up test lint types tests bench lock format clean venv
+
+help:  ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv:
+	@$(PYTHON) scripts/bootstrap.py
+
+demo: venv  ## bring everything up, drive it as two tenants until one is out of tokens, check the books
+	@$(BIN)/token-quota demo
+
+up: venv  ## bring everything up and keep it running (Ctrl-C ends it)
+	@$(BIN)/token-quota up
+
+test: lint types tests  ## everything CI runs
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	@if command -v luacheck >/dev/null; then luacheck -q kong/plugins; \
+	 else echo "luacheck: left out, not on PATH (Debian: lua-check)"; fi
+
+types: venv
+	$(BIN)/mypy
+
+tests: venv
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+bench: venv  ## requests/s, latency, CPU and memory, beside stock kong-pdk in the same run
+	$(BIN)/python -m tests.bench
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: venv  ## resolve the locks anew (uv; hashes, no addresses)
+	$(BIN)/python scripts/lock.py
+
+clean:
+	rm -rf .venv .bootstrap build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,31 @@
+"""Resolve requirements/*.lock anew: pinned, with hashes, for every supported Python, and without any address in them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCKS = {
+    "plugins.lock": ["pyproject.toml"],  # what a Kong node runs
+    "dev.lock": ["--extra", "local", "pyproject.toml", "requirements/dev.in"],  # what demo and tests run
+}
+
+
+def main() -> int:
+    uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
+    if uv is None:
+        print("lock: needs uv (pip install uv)", file=sys.stderr)
+        return 1
+    for name, sources in LOCKS.items():
+        options = ["--universal", "--python-version", "3.11", "--generate-hashes", "--quiet"]
+        plain = ["--no-emit-index-url", "--no-emit-find-links", "--no-annotate", "--no-header"]
+        output = ["--output-file", f"requirements/{name}"]
+        subprocess.run([uv, "pip", "compile", *options, *plain, *sources, *output], check=True, cwd=ROOT)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
