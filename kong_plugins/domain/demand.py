@@ -18,9 +18,12 @@ class Endpoint(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """Upper bounds in tokens. ``prompt_bound`` costs nothing to know (bytes never undercount a byte-level BPE);
-    ``max_tokens`` is per choice as the client set it (None: the engine's own default); ``choices`` is how many
-    completions the engine will generate in all (n, best_of, times the number of prompts)."""
+    """Upper bounds in tokens, known without a tokenizer.
+
+    ``prompt_bound`` covers all prompts together (bytes never undercount a byte-level BPE). ``max_tokens`` is per choice,
+    as it will be sent to the engine (None: the engine's own default, that is the rest of its context). ``choices`` is how
+    many completions the engine will generate in all (n or best_of, times ``prompts``); 0 where nothing is generated.
+    """
 
     endpoint: Endpoint
     model: str
@@ -29,3 +32,4 @@ class Demand:
     prompt_bound: int
     max_tokens: int | None
     choices: int
+    prompts: int = 1
