@@ -8,6 +8,12 @@ from enum import StrEnum
 from kong_plugins.domain.usage import Usage
 from kong_plugins.domain.windows import WindowSpec
 
+# Redis Lua counts in doubles, exact to 2^53. A limit or an amount of at most 2^50 units (a billion of a currency in
+# micro-units) leaves room for sums of several; no request we meter comes near 2^32 tokens.
+UNITS_MAX = 2**50
+TOKENS_MAX = 2**32
+DENOMINATOR_MAX = 2**40
+
 
 class Mode(StrEnum):
     """What a budget does when it is spent."""
@@ -32,7 +38,9 @@ class Weights:
 
     ``amount = ceil((uncached·(prompt-cached) + cached·cached + completion·completion) / denominator) + request``.
     Tokens have weights of 0 or 1 and denominator 1; cost has micro-units per million tokens and denominator 1,000,000.
-    Products must stay below 2^53: Redis Lua counts in doubles.
+
+    Raises:
+        ValueError: a weight is negative, or so large that ``TOKENS_MAX`` tokens could not be counted exactly.
     """
 
     uncached: int
@@ -44,6 +52,14 @@ class Weights:
     def __post_init__(self) -> None:
         if min(self.uncached, self.cached, self.completion, self.request) < 0 or self.denominator < 1:
             raise ValueError(f"weights are not negative and the denominator is at least 1: {self}")
+        largest = max(self.uncached, self.cached, self.completion)
+        if self.denominator > DENOMINATOR_MAX or largest * TOKENS_MAX > UNITS_MAX * self.denominator:
+            raise ValueError(
+                f"{self} could count {TOKENS_MAX} tokens as more than {UNITS_MAX} units, beyond what the ledger counts"
+                " exactly: choose a coarser unit, such as milli- instead of micro-units"
+            )
+        check_units("a weight", largest)
+        check_units("the weight of a request", self.request)
 
     def amount(self, usage: Usage) -> int:
         """Units that ``usage`` takes, rounded up once."""
@@ -53,6 +69,16 @@ class Weights:
             + self.completion * usage.completion
         )
         return -(-weighted // self.denominator) + self.request
+
+
+def check_units(what: str, units: int) -> None:
+    """Refuse an amount that the ledger could not count exactly.
+
+    Raises:
+        ValueError: ``units`` is not between 0 and ``UNITS_MAX``.
+    """
+    if not 0 <= units <= UNITS_MAX:
+        raise ValueError(f"{what} is 0 to {UNITS_MAX} units, not {units}")
 
 
 TOTAL = Weights(1, 1, 1)
@@ -75,3 +101,6 @@ class Budget:
     mode: Mode = Mode.HARD
     scope: tuple[Dimension, ...] = ()
     models: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        check_units(f"the limit of budget {self.name!r}", self.limit)

@@ -1,11 +1,18 @@
-"""Holds: the upper bound kept at admission, and how it ends. A hold ends once: settled, released or expired."""
+"""Holds: the upper bound kept at admission, and how it ends. A hold ends once: settled, released or expired.
+
+A hold whose ``ttl_us`` is over LAPSES: its amounts leave the budget's ``held``, yet the hold stays, for its request may
+still be streaming. A settle within the ledger's grace posts the real usage, once. When the grace is over too, the hold
+ends as EXPIRED: nothing posted, evidence ``held``, its own event in the outbox. So every request has one terminal
+posting and one event, whenever it is heard from.
+"""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from enum import StrEnum
 
-from kong_plugins.domain.budgets import Mode, Weights
+from kong_plugins.domain.budgets import TOKENS_MAX, Mode, Weights, check_units
 from kong_plugins.domain.usage import Evidence, Usage
 from kong_plugins.domain.windows import WindowSpec
 
@@ -17,6 +24,9 @@ class Line:
     ``key`` identifies the counter within the tenant (budget name plus scope values, e.g. ``daily`` or
     ``daily|model=deepseek-r1``); it never holds the limit, so an edited budget keeps its count. ``amount`` is the bound
     in the budget's unit. Only HARD lines refuse; SOFT and SHADOW ones count and report ``short``.
+
+    Raises:
+        ValueError: limit or amount is negative or above what the ledger counts exactly.
     """
 
     key: str
@@ -26,23 +36,54 @@ class Line:
     amount: int
     mode: Mode = Mode.HARD
 
+    def __post_init__(self) -> None:
+        check_units(f"the limit of {self.key!r}", self.limit)
+        check_units(f"the amount of {self.key!r}", self.amount)
+
 
 @dataclass(frozen=True, slots=True)
 class HoldRequest:
-    """All lines are held or none. ``hold_id`` is the request id: asking again answers as the first time did."""
+    """All lines are held or none. ``hold_id`` is the request id: asking again answers as the first time did, while
+    the ledger remembers the hold (a refused request left none: asking again decides again).
+
+    ``event`` is the billing event to write if nobody ever settles: outcome ``expired``, evidence ``held``, no usage.
+    Without one the ledger writes ``default_expiry_event``.
+
+    Raises:
+        ValueError: two lines count on one counter, or the hold would end before it began.
+    """
 
     tenant: str
     hold_id: str
     lines: tuple[Line, ...]
     ttl_us: int
+    event: bytes = b""
+
+    def __post_init__(self) -> None:
+        if self.ttl_us < 1:
+            raise ValueError(f"a hold lasts at least a microsecond, not {self.ttl_us}")
+        if len(self.lines) > 1 and len({(line.key, line.window) for line in self.lines}) < len(self.lines):
+            raise ValueError(f"two lines of hold {self.hold_id!r} share a counter: give each budget its own name")
+
+    @property
+    def expiry_event(self) -> bytes:
+        return self.event or default_expiry_event(self.tenant, self.hold_id)
+
+
+def default_expiry_event(tenant: str, hold_id: str) -> bytes:
+    """What is known of a request that only its hold tells of."""
+    known = {"id": hold_id, "tenant": tenant, "outcome": Outcome.EXPIRED, "evidence": Evidence.HELD}
+    return json.dumps(known, separators=(",", ":")).encode()
 
 
 @dataclass(frozen=True, slots=True)
 class LineState:
     """A budget's counter right after (or, when refused, at) the decision. All in the budget's unit.
 
-    ``reset_us``: when the window ends (fixed), or when enough would be free again if nothing else happened
-    (rolling, bucket); absolute time. ``short``: the amount did not fit.
+    ``reset_us``, an absolute time: when the window ends (fixed); on a rolling window or a bucket, when the amount would
+    fit if nothing else happened (``short``), else when all that counts now would be free again. Open holds free nothing
+    by waiting, so where only they are in the way it is when they would be free if they were used up now.
+    ``short``: the amount did not fit.
     """
 
     key: str
@@ -87,6 +128,9 @@ class Settlement:
     """The end of a hold: real usage in, hold out, the event into the outbox, in one atomic step.
 
     ``event`` is the billing event's JSON without the lines' posted amounts; the ledger stores it as given.
+
+    Raises:
+        ValueError: more tokens than any request can have used.
     """
 
     tenant: str
@@ -94,6 +138,10 @@ class Settlement:
     usage: Usage
     evidence: Evidence
     event: bytes
+
+    def __post_init__(self) -> None:
+        if self.usage.total > TOKENS_MAX:
+            raise ValueError(f"no request uses more than {TOKENS_MAX} tokens: {self.usage}")
 
 
 class SettleStatus(StrEnum):
