@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +21,17 @@ class Balance:
     state: LineState
     window: str  # e.g. "fixed day Europe/Berlin 1", "rolling 3600", "bucket 60"
     mode: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A posting an operator made. ``amount`` is what the tenant gained, in the budget's unit."""
+
+    grant_id: str
+    line: str
+    amount: int
+    reason: str
+    at_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,25 +55,35 @@ class Ledger(Protocol):
         """Hold every line or none."""
 
     def settle(self, settlement: Settlement) -> SettleOutcome:
-        """Post real usage, drop the hold, append the event: once."""
+        """Post real usage, drop the hold, append the event: once. Usage above the hold is posted as it is."""
 
     def tighten(self, tenant: str, hold_id: str, amounts: Sequence[tuple[str, int]]) -> bool:
-        """Lower an open hold's amounts (never raise). False when the hold is not open."""
+        """Lower an open hold's amounts by line key (never raise). False when the hold is not open."""
 
     def peek(self, tenant: str, lines: Sequence[Line]) -> tuple[LineState, ...]:
         """The lines' counters now, changing nothing but what has expired."""
 
     def grant(self, tenant: str, line: Line, amount: int, reason: str, grant_id: str) -> LineState:
-        """Post ``-amount`` to the line's current window (a negative grant takes away), as a posting with a reason."""
+        """Post ``-amount`` to the line's current window (a negative grant takes away), as a posting with a reason.
+        A repeated ``grant_id`` changes nothing. A grant ends with its window; in a bucket it stays until it is used."""
+
+    def reset(self, tenant: str, line: Line, reason: str, grant_id: str) -> LineState:
+        """Grant exactly what the line's current window has committed. Open holds stay and settle as ever."""
+
+    def grants(self, tenant: str, count: int = 100) -> tuple[Grant, ...]:
+        """The latest grants and resets of a tenant, newest first."""
+
+    def record(self, tenant: str, event_id: str, event: bytes) -> bool:
+        """Append the event of a request that held nothing (denied, not budgeted). False: it has its event already."""
 
     def balances(self, tenant: str) -> tuple[Balance, ...]:
-        """Every counter of a tenant with a live window."""
+        """Every counter of a tenant with a live window, by line key."""
 
     def tenants(self) -> tuple[str, ...]:
         """Every tenant with a live counter, sorted."""
 
     def expire(self) -> int:
-        """End every hold that is past its time, in all partitions. Returns how many."""
+        """Let holds past their time lapse and end those past their grace, in all partitions. Returns how many ended."""
 
     def outbox(self, partition: int, after: str = "0", count: int = 100) -> tuple[OutboxEntry, ...]:
         """Events of a partition, oldest first, after a position."""
@@ -73,3 +94,13 @@ class TokenCounter(Protocol):
 
     def count_text(self, model: str, text: str) -> int:
         """Tokens of plain text, without template or special tokens."""
+
+
+class Background(Protocol):
+    """Work off a request's way: bounded, first in first out."""
+
+    def submit(self, task: Callable[[], None]) -> bool:
+        """Run ``task`` soon. False, and nothing will run, when the queue is full or closing."""
+
+    def pause(self, seconds: float) -> bool:
+        """For a running task: wait before trying again. False at once when the queue is closing."""

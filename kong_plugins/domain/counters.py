@@ -1,7 +1,9 @@
 """Counters: what one budget has committed and held in a window, and how that changes as time passes.
 
+
 The reference for the ledger's scripts, which do the same sums inside the store. Amounts are units, times microseconds.
 """
+# ruff: noqa: ARG002 (three kinds of counter, one interface)
 
 from __future__ import annotations
 
@@ -75,8 +77,8 @@ class RollingCounter:
 @dataclass(slots=True)
 class BucketCounter:
     """``committed`` is what is missing from a full bucket. It shrinks by ``limit`` units each refill time; the part of
-    a unit that has flowed back is carried in ``fraction`` (of ``refill_us``), so nothing is lost however often one looks.
-    A grant can fill it above the brim (``committed`` below zero); that stays until it is used."""
+    a unit that has flowed back is carried in ``fraction`` (of ``refill_us``), so looking often loses nothing. A grant
+    can fill it above the brim (``committed`` below zero); that stays until it is used."""
 
     window: TokenBucket
     at_us: int

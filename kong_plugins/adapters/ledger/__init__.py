@@ -1,0 +1,6 @@
+"""Ledgers: one in memory, one in Redis or Valkey, and a Valkey server to embed."""
+
+from kong_plugins.adapters.ledger.embedded_valkey import EmbeddedValkey, EmbeddedValkeyError
+from kong_plugins.adapters.ledger.memory_ledger import MemoryLedger
+
+__all__ = ["EmbeddedValkey", "EmbeddedValkeyError", "MemoryLedger"]

@@ -1,0 +1,73 @@
+"""How a ledger names and keeps things: what the in-memory model and the Redis scripts have in common."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from urllib.parse import quote
+
+from kong_plugins.domain.holds import HoldRequest, Line
+from kong_plugins.domain.windows import (
+    LENGTH_S_MAX,
+    SECOND_US,
+    SLICES,
+    FixedWindow,
+    RollingWindow,
+    WindowSpec,
+    describe,
+)
+
+HOUR_US = 3600 * SECOND_US
+
+# How long after its time a hold may still be settled: the longest stream, and a spool replayed after a night's outage.
+GRACE_US = 24 * HOUR_US
+
+# How long the end of a hold is remembered. The two log phases of a request come milliseconds apart and a retry within
+# the deadline; a replay later than this is answered "unknown" and changes nothing either. At 100 requests a second an
+# hour is about 100 MB in the store, a day would be 2 GB.
+TERMINAL_US = HOUR_US
+
+# An operator's retried command; grants are few.
+GRANT_US = LENGTH_S_MAX * SECOND_US
+
+# A hold that no sweep ends (no traffic, no collector) must not vanish without its event: it outlives its grace by this.
+UNSWEPT_US = LENGTH_S_MAX * SECOND_US
+
+# Rolling windows and buckets live on with every request; extending their time to live once an hour is enough.
+SLACK_US = HOUR_US
+
+# Lapsed holds that one request sweeps before it is decided: bounded work; whatever is left is swept by the next.
+SWEEP = 64
+
+WireWindow = tuple[str, int, int]  # kind, and two numbers: start and end, slice and slices, or refill time and 0
+
+
+@lru_cache(maxsize=4096)
+def member(tenant: str, name: str) -> str:
+    """``tenant/name`` with the tenant encoded, so that no tenant can name another's hold or grant."""
+    return f"{encode(tenant)}/{name}"
+
+
+@lru_cache(maxsize=4096)
+def encode(text: str) -> str:
+    """Percent-encoded as in a URL, also lone surrogates from bytes that were no UTF-8."""
+    return quote(text, safe="", errors="surrogateescape")
+
+
+@lru_cache(maxsize=16384)
+def counter_path(tenant: str, line_key: str, window: WindowSpec) -> str:
+    """Name of a counter in its partition; a fixed window's start is appended to it. The limit is no part of it."""
+    return f"{encode(tenant)}/{encode(line_key)}/{describe(window).replace(' ', ':')}"
+
+
+def kept_us(request: HoldRequest, grace_us: int) -> int:
+    """How long a hold's counters must outlive its windows, so that a late posting still finds them."""
+    return request.ttl_us + grace_us
+
+
+def running_window(line: Line) -> WireWindow:
+    """A rolling window's or bucket's numbers for the scripts. Fixed windows depend on the time."""
+    if isinstance(line.window, RollingWindow):
+        return ("r", line.window.slice_us, SLICES)
+    if isinstance(line.window, FixedWindow):
+        raise TypeError("a fixed window is computed from a time")
+    return ("b", line.window.refill_us, 0)

@@ -1,0 +1,313 @@
+"""The ledger in memory: the model the scripts are held to, and a ledger for simulations. It ends with its process."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
+
+from kong_plugins.adapters.ledger import layout
+from kong_plugins.application.ports import Balance, Grant, OutboxEntry
+from kong_plugins.domain.budgets import Mode
+from kong_plugins.domain.counters import BucketCounter, Counter, FixedCounter, RollingCounter
+from kong_plugins.domain.holds import (
+    HoldOutcome,
+    HoldRequest,
+    HoldState,
+    Line,
+    LineState,
+    Settlement,
+    SettleOutcome,
+    SettleStatus,
+)
+from kong_plugins.domain.partitions import PARTITIONS, partition_of
+from kong_plugins.domain.windows import LENGTH_S_MAX, SECOND_US, SLICES, FixedWindow, RollingWindow, describe, window_at
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A counter as the store keeps it, with what an operator is shown."""
+
+    counter: Counter
+    tenant: str
+    line_key: str
+    window: str
+    limit: int
+    mode: Mode
+    expires_us: int = 0
+
+    @property
+    def live_until_us(self) -> int:
+        return self.counter.span.end_us if isinstance(self.counter, FixedCounter) else self.expires_us
+
+
+@dataclass(slots=True)
+class _Hold:
+    name: str
+    partition: int
+    state: HoldState
+    outcome: HoldOutcome | None  # None: an event recorded without a hold
+    lapses_us: int = 0
+    ends_us: int = 0  # open: when its grace is over; ended: when it is forgotten
+    lapsed: bool = False
+    lines: list[tuple[str, Line, int]] = field(default_factory=list)  # counter, line, amount held now
+    event: bytes = b""
+    posted: tuple[tuple[str, int], ...] = ()
+
+
+class MemoryLedger:
+    """A ``Ledger`` of one process. ``clock`` gives microseconds since the epoch."""
+
+    def __init__(
+        self, clock: Callable[[], int], *, grace_us: int = layout.GRACE_US, terminal_us: int = layout.TERMINAL_US
+    ) -> None:
+        self._clock = clock
+        self._grace_us = grace_us
+        self._terminal_us = terminal_us
+        self._lock = threading.RLock()
+        self._counters: dict[str, _Kept] = {}
+        self._holds: dict[str, _Hold] = {}
+        self._due: defaultdict[int, list[tuple[int, str]]] = defaultdict(list)  # holds by when they lapse
+        self._ending: defaultdict[int, list[tuple[int, str]]] = defaultdict(list)  # lapsed holds by when grace is over
+        self._forgotten: list[tuple[int, str]] = []  # ended holds by when they are forgotten
+        self._outbox: defaultdict[int, list[OutboxEntry]] = defaultdict(list)
+        self._grants: defaultdict[str, list[Grant]] = defaultdict(list)
+        self._grant_ids: dict[str, int] = {}
+
+    def hold(self, request: HoldRequest) -> HoldOutcome:
+        with self._lock:
+            now_us = self._clock()
+            self._sweep(partition_of(request.tenant), now_us)
+            name = layout.member(request.tenant, request.hold_id)
+            known = self._find(name, now_us)
+            if known is not None and known.outcome is not None:
+                return replace(known.outcome, repeated=True)
+            found = [self._counter(request.tenant, line, now_us) for line in request.lines]
+            states = tuple(
+                self._state(line, kept.counter, now_us) for line, (_, kept) in zip(request.lines, found, strict=True)
+            )
+            refuses = any(s.short and ln.mode is Mode.HARD for s, ln in zip(states, request.lines, strict=True))
+            if refuses or known is not None:
+                return HoldOutcome(False, states, now_us, repeated=known is not None)
+            after = []
+            for line, state, (path, kept) in zip(request.lines, states, found, strict=True):
+                kept.counter.held += line.amount
+                kept.limit, kept.mode = line.limit, line.mode
+                self._keep(path, kept, layout.kept_us(request, self._grace_us), now_us)
+                held = replace(state, held=kept.counter.held)
+                after.append(
+                    held if held.short else replace(held, reset_us=kept.counter.reset_us(now_us, line.limit, 0))
+                )
+            outcome = HoldOutcome(True, tuple(after), now_us)
+            lapses_us = now_us + request.ttl_us
+            self._holds[name] = _Hold(
+                name,
+                partition_of(request.tenant),
+                HoldState.OPEN,
+                outcome,
+                lapses_us,
+                lapses_us + self._grace_us,
+                lines=[(path, line, line.amount) for line, (path, _) in zip(request.lines, found, strict=True)],
+                event=request.expiry_event,
+            )
+            heappush(self._due[partition_of(request.tenant)], (lapses_us, name))
+            return outcome
+
+    def settle(self, settlement: Settlement) -> SettleOutcome:
+        with self._lock:
+            now_us = self._clock()
+            hold = self._find(layout.member(settlement.tenant, settlement.hold_id), now_us)
+            if hold is None:
+                return SettleOutcome(SettleStatus.UNKNOWN)
+            self._advance(hold, now_us)
+            if hold.state is not HoldState.OPEN:
+                return SettleOutcome(SettleStatus.REPEATED, hold.posted)
+            posted = []
+            for path, line, held in hold.lines:
+                amount = line.weights.amount(settlement.usage)
+                posted.append((line.key, amount))
+                kept = self._counters[path]
+                kept.counter.advance(now_us, kept.limit)
+                if not hold.lapsed:
+                    kept.counter.held -= held
+                kept.counter.post(amount, min(now_us, hold.lapses_us), now_us)
+                self._keep(path, kept, 0, now_us)
+            self._end(hold, HoldState.SETTLED, settlement.event, tuple(posted), now_us)
+            return SettleOutcome(SettleStatus.POSTED, hold.posted)
+
+    def tighten(self, tenant: str, hold_id: str, amounts: Sequence[tuple[str, int]]) -> bool:
+        with self._lock:
+            now_us = self._clock()
+            hold = self._find(layout.member(tenant, hold_id), now_us)
+            if hold is None:
+                return False
+            self._advance(hold, now_us)
+            if hold.state is not HoldState.OPEN or hold.lapsed:
+                return False
+            lower = dict(amounts)
+            for index, (path, line, held) in enumerate(hold.lines):
+                amount = max(0, min(held, lower.get(line.key, held)))
+                self._counters[path].counter.held -= held - amount
+                hold.lines[index] = (path, line, amount)
+            return True
+
+    def peek(self, tenant: str, lines: Sequence[Line]) -> tuple[LineState, ...]:
+        with self._lock:
+            now_us = self._clock()
+            self._sweep(partition_of(tenant), now_us)
+            return tuple(self._state(line, self._counter(tenant, line, now_us)[1].counter, now_us) for line in lines)
+
+    def grant(self, tenant: str, line: Line, amount: int, reason: str, grant_id: str) -> LineState:
+        return self._grant(tenant, line, amount, reason, grant_id)
+
+    def reset(self, tenant: str, line: Line, reason: str, grant_id: str) -> LineState:
+        return self._grant(tenant, line, None, reason, grant_id)
+
+    def _grant(self, tenant: str, line: Line, amount: int | None, reason: str, grant_id: str) -> LineState:
+        with self._lock:
+            now_us = self._clock()
+            self._sweep(partition_of(tenant), now_us)
+            path, kept = self._counter(tenant, line, now_us)
+            counter = kept.counter
+            name = layout.member(tenant, grant_id)
+            if now_us >= self._grant_ids.get(name, 0):
+                self._grant_ids[name] = now_us + layout.GRANT_US
+                if amount is None:
+                    amount = counter.committed
+                    counter.clear()
+                else:
+                    counter.post(-amount, now_us, now_us)
+                kept.limit, kept.mode = line.limit, line.mode
+                self._keep(path, kept, 0, now_us)
+                self._grants[tenant].append(Grant(grant_id, line.key, amount, reason, now_us))
+            return self._state(line, counter, now_us)
+
+    def grants(self, tenant: str, count: int = 100) -> tuple[Grant, ...]:
+        with self._lock:
+            return tuple(reversed(self._grants[tenant][-count:]))
+
+    def record(self, tenant: str, event_id: str, event: bytes) -> bool:
+        with self._lock:
+            now_us = self._clock()
+            name = layout.member(tenant, event_id)
+            if self._find(name, now_us) is not None:
+                return False
+            self._holds[name] = hold = _Hold(name, partition_of(tenant), HoldState.OPEN, None)
+            self._end(hold, HoldState.SETTLED, event, (), now_us)
+            return True
+
+    def balances(self, tenant: str) -> tuple[Balance, ...]:
+        with self._lock:
+            now_us = self._clock()
+            self._sweep(partition_of(tenant), now_us)
+            found = []
+            for kept in self._counters.values():
+                if kept.tenant == tenant and kept.live_until_us > now_us:
+                    kept.counter.advance(now_us, kept.limit)
+                    reset_us = kept.counter.reset_us(now_us, kept.limit, 0)
+                    state = LineState(kept.line_key, kept.limit, kept.counter.committed, kept.counter.held, reset_us)
+                    found.append(Balance(tenant, state, kept.window, kept.mode))
+            return tuple(sorted(found, key=lambda balance: (balance.state.key, balance.window)))
+
+    def tenants(self) -> tuple[str, ...]:
+        with self._lock:
+            now_us = self._clock()
+            return tuple(sorted({kept.tenant for kept in self._counters.values() if kept.live_until_us > now_us}))
+
+    def expire(self) -> int:
+        with self._lock:
+            now_us = self._clock()
+            ended = 0
+            for partition in range(PARTITIONS):
+                self._sweep(partition, now_us, bound=len(self._due[partition]))
+                ending = self._ending[partition]
+                while ending and ending[0][0] <= now_us:
+                    _, name = heappop(ending)
+                    hold = self._holds.get(name)
+                    if hold is not None and hold.state is HoldState.OPEN:
+                        self._advance(hold, now_us)
+                        ended += 1
+            for path in [path for path, kept in self._counters.items() if now_us >= kept.expires_us]:
+                del self._counters[path]
+            return ended
+
+    def outbox(self, partition: int, after: str = "0", count: int = 100) -> tuple[OutboxEntry, ...]:
+        with self._lock:
+            first = int(after.partition("-")[0])
+            return tuple(self._outbox[partition][first : first + count])
+
+    def _find(self, name: str, now_us: int) -> _Hold | None:
+        while self._forgotten and self._forgotten[0][0] <= now_us:
+            del self._holds[heappop(self._forgotten)[1]]
+        return self._holds.get(name)
+
+    def _counter(self, tenant: str, line: Line, now_us: int) -> tuple[str, _Kept]:
+        """The line's counter as of now. A new one is not kept before something is counted."""
+        path = layout.counter_path(tenant, line.key, line.window)
+        counter: Counter
+        if isinstance(line.window, FixedWindow):
+            span = window_at(line.window, now_us)
+            path, counter = f"{path}:{span.start_us}", FixedCounter(span)
+        elif isinstance(line.window, RollingWindow):
+            counter = RollingCounter(line.window)
+        else:
+            counter = BucketCounter(line.window, now_us)
+        kept = self._counters.get(path)
+        if kept is None or now_us >= kept.expires_us:
+            kept = _Kept(counter, tenant, line.key, describe(line.window), line.limit, line.mode)
+        kept.counter.advance(now_us, line.limit)
+        return path, kept
+
+    def _keep(self, path: str, kept: _Kept, extra_us: int, now_us: int) -> None:
+        counter = kept.counter
+        if isinstance(counter, FixedCounter):
+            until_us, slack_us = counter.span.end_us, 0
+        elif isinstance(counter, RollingCounter):
+            until_us, slack_us = now_us + counter.window.slice_us * (SLICES + 1), layout.SLACK_US
+        else:
+            full_us = counter.reset_us(now_us, kept.limit, 0)
+            until_us, slack_us = max(now_us + counter.window.refill_us, full_us), layout.SLACK_US
+            if counter.committed < 0:
+                until_us = now_us + LENGTH_S_MAX * SECOND_US
+        if kept.expires_us < until_us + extra_us:
+            kept.expires_us = until_us + extra_us + slack_us
+        self._counters[path] = kept
+
+    def _state(self, line: Line, counter: Counter, now_us: int) -> LineState:
+        lacking = counter.committed + counter.held + line.amount - line.limit
+        reset_us = counter.reset_us(now_us, line.limit, lacking)
+        return LineState(line.key, line.limit, counter.committed, counter.held, reset_us, short=lacking > 0)
+
+    def _sweep(self, partition: int, now_us: int, bound: int = layout.SWEEP) -> None:
+        due = self._due[partition]
+        for _ in range(bound):
+            if not due or due[0][0] > now_us:
+                return
+            lapses_us, name = heappop(due)
+            hold = self._holds.get(name)
+            if hold is not None and hold.lapses_us == lapses_us and hold.state is HoldState.OPEN and not hold.lapsed:
+                self._lapse(hold)
+
+    def _lapse(self, hold: _Hold) -> None:
+        for path, _, held in hold.lines:
+            self._counters[path].counter.held -= held
+        hold.lapsed = True
+        heappush(self._ending[hold.partition], (hold.ends_us, hold.name))
+
+    def _advance(self, hold: _Hold, now_us: int) -> None:
+        """What the clock alone does to a hold: it lapses, then it expires."""
+        if hold.state is HoldState.OPEN and now_us >= hold.lapses_us:
+            if not hold.lapsed:
+                self._lapse(hold)
+            if now_us >= hold.ends_us:
+                self._end(hold, HoldState.EXPIRED, hold.event, (), now_us)
+
+    def _end(
+        self, hold: _Hold, state: HoldState, event: bytes, posted: tuple[tuple[str, int], ...], now_us: int
+    ) -> None:
+        hold.state, hold.posted, hold.ends_us = state, posted, now_us + self._terminal_us
+        heappush(self._forgotten, (hold.ends_us, hold.name))
+        outbox = self._outbox[hold.partition]
+        outbox.append(OutboxEntry(f"{len(outbox) + 1}-0", hold.name.partition("/")[2], event, posted))
