@@ -1,0 +1,52 @@
+"""Frames of MsgPack:1 as Kong's Lua client packs and reads them.
+
+Request ``[0, msgid, method, [argument]]``, response ``[1, msgid, error | nil, result]``, notification
+``[2, label, argument]``. Strings from Kong are bytes of the client's choosing: ``surrogateescape`` carries them in and
+out unharmed. Lua's sparse lists arrive as maps with integer keys.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack  # type: ignore[import-untyped]
+
+REQUEST = 0
+# A byte MessagePack never uses. Kong's reader throws on it and the request ends with a 500, where a connection closed
+# without an answer would let the request go on without the plugin.
+BROKEN = b"\xc1"
+
+UNDECODABLE = (ValueError, msgpack.exceptions.UnpackException)
+
+_pack = msgpack.Packer(unicode_errors="surrogateescape").pack
+
+
+def unpacker() -> Any:
+    """A streaming decoder: ``feed(bytes)``, then iterate over the complete frames.
+
+    Raises:
+        UNDECODABLE: the bytes are no MessagePack, nested too deeply, or a frame of more than 100 MiB.
+    """
+    return msgpack.Unpacker(raw=False, strict_map_key=False, unicode_errors="surrogateescape")
+
+
+def response(msgid: int, result: object) -> bytes:
+    """The answer to a request.
+
+    Raises:
+        TypeError, ValueError, OverflowError: the result holds something MessagePack cannot carry.
+    """
+    frame: bytes = _pack((1, msgid, None, result))
+    return frame
+
+
+def error(msgid: int, text: str) -> bytes:
+    """The refusal of a request. Kong expects a string, logs it, and treats "no plugin instance" in it specially."""
+    frame: bytes = _pack((1, msgid, text, None))
+    return frame
+
+
+def server_pid(pid: int) -> bytes:
+    """The notification that makes Kong forget its instances when the number differs from the last one it saw."""
+    frame: bytes = _pack((2, "serverPid", pid))
+    return frame

@@ -1,0 +1,75 @@
+"""Plugin servers as processes: this package's and stock kong-pdk's, under the same probe."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+HERE = Path(__file__).parent
+OURS = [sys.executable, "-m", "kong_plugins.plugin_server", "--plugin", "plugin_server_probe"]
+STOCK = [sys.executable, str(HERE / "plugin_server_stock.py"), "--no-lua-style"]
+STOCK_GEVENT = [*STOCK, "-g"]
+
+
+class ServerProcess:
+    """A running server. ``lines`` is what it has written to stdout and stderr."""
+
+    def __init__(self, command: list[str], prefix: Path, *options: str, socket_name: str = "probe.sock") -> None:
+        self.path = prefix / socket_name
+        self.lines: list[str] = []
+        self._news = threading.Condition()
+        self._ended = False
+        self.process = subprocess.Popen(
+            [*command, "-p", str(prefix), *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": str(HERE), "PYTHONUNBUFFERED": "1"},
+            text=True,
+            errors="replace",
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def wait_ready(self) -> ServerProcess:
+        self.wait_line("serving " if "kong_plugins.plugin_server" in self.process.args else "started at path")
+        if "kong_plugins.plugin_server" not in self.process.args and "-g" not in self.process.args:
+            while not self.path.exists():  # stock's thread server says so before it binds
+                os.sched_yield()
+        return self
+
+    def wait_line(self, text: str, timeout_s: float = 15.0) -> str:
+        """The first line with ``text`` in it, waited for."""
+        with self._news:
+            found = self._news.wait_for(
+                lambda: self._ended or any(text in line for line in self.lines), timeout=timeout_s
+            )
+            for line in self.lines:
+                if text in line:
+                    return line
+        raise AssertionError(f"no line with {text!r} ({'ended' if found else 'timeout'}):\n" + "\n".join(self.lines))
+
+    def stop(self, how: int = signal.SIGTERM) -> int:
+        """Signal it, wait for its end; its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        try:
+            return self.process.wait(15)
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+            self._reader.join(5)
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._news:
+                self.lines.append(line.rstrip("\n"))
+                self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
