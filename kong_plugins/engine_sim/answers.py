@@ -35,18 +35,15 @@ class ScriptedAnswer:
         script = [*vocabulary.encode(ASSISTANT_TEXT + SCRIPT), vocabulary.eos]
         self._after = dict(pairwise(script))
         self._the = vocabulary.encode(" the")[0]
-        self._brace = vocabulary.encode('{"')[0]
-        self._eos = vocabulary.eos
+        self._grammar = [vocabulary.encode("{")[0], vocabulary.encode('"')[0]] if json_object else []
         self._grammar_after = vocabulary.end_think if reasons else None
-        self._json_object = json_object
-        self._in_grammar = False
+        self._in_grammar = json_object and not reasons
+        self._eos = vocabulary.eos
 
-    def following(self, last: int, position: int, may_end: bool, /) -> int:
+    def following(self, last: int, _position: int, may_end: bool, /) -> int:
+        self._in_grammar = self._in_grammar or (bool(self._grammar) and last == self._grammar_after)
         if self._in_grammar:
-            return self._the
-        if self._json_object and (position == 0 if self._grammar_after is None else last == self._grammar_after):
-            self._in_grammar = True
-            return self._brace
+            return self._grammar.pop(0) if self._grammar else self._the
         token = self._after.get(last, self._the)
         return self._the if token == self._eos and not may_end else token
 

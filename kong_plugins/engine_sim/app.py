@@ -76,6 +76,7 @@ def build_app(service: Service) -> ASGIApp:
     }
     app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
     app = CORSMiddleware(app, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"])
+    app = AnswerCounts(app, service)
     if service.options.api_key is not None:
         app = ApiKey(app, service.options.api_key)
     if service.options.enable_request_id_headers:
@@ -157,13 +158,30 @@ class ApiKey:
         await self._app(scope, receive, send)
 
 
+class AnswerCounts:
+    """Counts answers in ``http_requests_total``; below the key check, as in vLLM: a 401 is not counted."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._metrics = service.metrics
+        self._paths = {path for path, _, _ in _ROUTES}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                known = scope["path"] in self._paths and message["status"] != 405
+                self._metrics.answered(scope["path"] if known else "none", scope["method"], message["status"])
+            await send(message)
+
+        await self._app(scope, receive, sending if scope["type"] == "http" else send)
+
+
 class Notes:
-    """Remembers requests as they came, counts answers, and requests in flight."""
+    """Remembers requests as they came, and counts those in flight."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
         self._service = service
-        self._paths = {path for path, _, _ in _ROUTES}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope.get("path", "")
@@ -187,15 +205,9 @@ class Notes:
                     note["body"] = body.decode("utf-8", "backslashreplace")
             return message
 
-        async def sending(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                handler = path if path in self._paths and message["status"] != 405 else "none"
-                self._service.metrics.answered(handler, scope["method"], message["status"])
-            await send(message)
-
         self._service.seen.append(note)
         self._service.in_flight += 1
         try:
-            await self._app(scope, receiving, sending)
+            await self._app(scope, receiving, send)
         finally:
             self._service.in_flight -= 1

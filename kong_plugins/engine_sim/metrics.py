@@ -28,6 +28,7 @@ _REQUEST_S = (
     *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
 _UNMEASURED_PATHS = {"/metrics", "/health", "/load", "/ping", "/version"}
+_OWN_PATHS = "/sim/"
 
 
 class EngineMetrics:
@@ -54,6 +55,9 @@ class EngineMetrics:
         self.success = {reason: success.labels(**self._labels, finished_reason=reason) for reason in FINISH_REASONS}
         self.running = self._gauge("num_requests_running", "Requests in the batch.")
         self.waiting = self._gauge("num_requests_waiting", "Requests waiting.")
+        reasons = self._family(Gauge, "num_requests_waiting_by_reason", "Requests waiting, by reason.", "reason")
+        self.waiting_for_room = reasons.labels(**self._labels, reason="capacity")
+        reasons.labels(**self._labels, reason="deferred")
         self.kv_usage = self._gauge("kv_cache_usage_perc", "Share of the KV cache in use; 1 is all.")
         self.request_prompt = self._histogram("request_prompt_tokens", "Prompt tokens per request.", _TOKENS)
         self.request_generated = self._histogram("request_generation_tokens", "Tokens per request.", _TOKENS)
@@ -106,10 +110,12 @@ class EngineMetrics:
         """What the scheduler holds now; ``tokens_held`` counts whole blocks' tokens."""
         self.running.set(running)
         self.waiting.set(waiting)
-        self.kv_usage.set(tokens_held / self._block_size / self._blocks)
+        self.waiting_for_room.set(waiting)
+        # One block is never given out: vLLM keeps it as the null block.
+        self.kv_usage.set(tokens_held / self._block_size / max(1, self._blocks - 1))
 
     def answered(self, handler: str, method: str, status: int) -> None:
-        if handler not in _UNMEASURED_PATHS:
+        if handler not in _UNMEASURED_PATHS and not handler.startswith(_OWN_PATHS):
             self._http.labels(handler=handler, method=method, status=f"{status // 100}xx").inc()
 
     def text(self) -> bytes:
