@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from kong_plugins.domain.holds import HoldOutcome, HoldRequest, Line, LineState, SettleOutcome, Settlement
+from kong_plugins.domain.holds import HoldOutcome, HoldRequest, Line, LineState, Settlement, SettleOutcome
 
 
-class LedgerUnavailable(Exception):
+class LedgerUnavailable(Exception):  # noqa: N818 - a state, not a fault
     """The ledger did not answer in time, or refused. Whether the operation took effect is not known."""
 
 

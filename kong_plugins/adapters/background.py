@@ -1,0 +1,62 @@
+"""Work off a request's way, in greenlets beside it."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+
+import gevent
+from gevent.event import Event
+
+_log = logging.getLogger(__name__)
+
+
+class GreenletQueue:
+    """``Background`` over a bounded queue and a fixed number of greenlets, started when there is work.
+
+    A task that raises is logged and forgotten; tasks that matter try again themselves (``pause``).
+    """
+
+    def __init__(self, name: str, *, workers: int = 1, capacity: int = 10_000) -> None:
+        self._name = name
+        self._workers = workers
+        self._capacity = capacity
+        self._tasks: deque[Callable[[], None]] = deque()
+        self._running: set[gevent.Greenlet] = set()
+        self._closing = Event()
+
+    def __len__(self) -> int:
+        """Tasks that no greenlet has begun."""
+        return len(self._tasks)
+
+    def submit(self, task: Callable[[], None]) -> bool:
+        if self._closing.is_set() or len(self._tasks) >= self._capacity:
+            return False
+        self._tasks.append(task)
+        if len(self._running) < self._workers:
+            worker = gevent.spawn(self._work)
+            self._running.add(worker)
+            worker.rawlink(self._running.discard)
+        return True
+
+    def pause(self, seconds: float) -> bool:
+        return not self._closing.wait(timeout=seconds)
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait until nothing is queued or running. False when ``timeout_s`` ran out."""
+        gevent.joinall(list(self._running), timeout=timeout_s)
+        return not self._running
+
+    def close(self, timeout_s: float = 5.0) -> bool:
+        """Take no more; let every queued task run once more, without pauses. False when some did not end in time."""
+        self._closing.set()
+        return self.join(timeout_s)
+
+    def _work(self) -> None:
+        while self._tasks:
+            task = self._tasks.popleft()
+            try:
+                task()
+            except Exception:  # noqa: BLE001  # the next task is another request's
+                _log.exception("%s: a task failed", self._name)

@@ -1,0 +1,229 @@
+"""Tables of ``kong.ctx.shared`` as records: the gate's request, our decision, the tap's ending (docs/interfaces.md).
+
+Kong turns an empty table into a list and leaves out what is nil, so every reader takes what it finds: a field of
+another type than agreed counts as absent, never as an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from kong_plugins.domain.demand import Demand
+from kong_plugins.domain.events import Admitted, Ending
+from kong_plugins.domain.usage import Evidence, Usage
+
+GATE = "usage_gate"
+DECISION = "token_quota"
+TAP = "usage_tap"
+VERSION = 1
+
+_EVIDENCE = {each.value: each for each in Evidence}
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """A consumer, service or route. ``name`` is what an operator calls it."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class GateRequest:
+    """The request as ``usage-gate`` read it."""
+
+    id: str
+    method: str
+    path: str
+    content_type: str | None
+    content_encoding: str | None
+    accept: str | None
+    body: bytes
+    size: int
+    refused: str | None
+    consumer: Entity | None
+    credential: str | None  # the key's fingerprint
+    ip: str | None
+    service: Entity | None
+    route: Entity | None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_gate(table: object) -> GateRequest | None:
+    """None when there is no gate's table of a version we know."""
+    if not isinstance(table, Mapping) or table.get("v") != VERSION:
+        return None
+    request_id = _text(table, "id")
+    method, path = _text(table, "method"), _text(table, "path")
+    if request_id is None or method is None or path is None:
+        return None
+    return GateRequest(
+        id=request_id,
+        method=method,
+        path=path,
+        content_type=_text(table, "type"),
+        content_encoding=_text(table, "encoding"),
+        accept=_text(table, "accept"),
+        body=_bytes(table, "body"),
+        size=_int(table, "size") or 0,
+        refused=_text(table, "refused"),
+        consumer=_entity(table.get("consumer"), "username", "custom_id"),
+        credential=_text(_map(table, "credential"), "hash"),
+        ip=_text(table, "ip"),
+        service=_entity(table.get("service"), "name"),
+        route=_entity(table.get("route"), "name"),
+        headers={k: v for k, v in _map(table, "headers").items() if isinstance(k, str) and isinstance(v, str)},
+    )
+
+
+def write_decision(
+    admitted: Admitted, demand: Demand, body: bytes, upstream: Mapping[str, str], response: Mapping[str, str]
+) -> dict[str, object]:
+    """The decision for an admitted request."""
+    return {
+        "v": VERSION,
+        "allow": True,
+        "body": body,
+        "upstream": dict(upstream),
+        "response": dict(response),
+        "meter": {
+            "endpoint": demand.endpoint.value,
+            "stream": demand.stream,
+            "hide_usage": demand.stream and not demand.wants_usage,
+        },
+        "log": _write_admitted(admitted),
+    }
+
+
+def write_unmetered() -> dict[str, object]:
+    """The decision for a path that the operator lets through unmetered."""
+    return {"v": VERSION, "allow": True}
+
+
+def read_tap(table: object) -> tuple[Admitted | None, Ending] | None:
+    """What the tap saw, and whom we admitted; None without a tap's table of a version we know."""
+    if not isinstance(table, Mapping) or table.get("v") != VERSION:
+        return None
+    evidence = _text(table, "evidence")
+    ending = Ending(
+        endpoint=_text(table, "endpoint"),
+        stream=table.get("stream") is True,
+        usage=_usage(table.get("usage")),
+        evidence=_EVIDENCE.get(evidence or ""),
+        text=_text(table, "text"),
+        finish=_text(table, "finish"),
+        error=table.get("error") is True,
+        ended=table.get("ended") is True,
+        engine_id=_text(table, "engine_id"),
+        status=_int(table, "status") or 0,
+        upstream_status=_text(table, "upstream_status"),
+        source=_text(table, "source"),
+        started_ms=_int(table, "started_ms") or 0,
+        first_ms=_int(table, "first_ms"),
+        last_ms=_int(table, "last_ms"),
+        proxy_ms=_int(table, "proxy_ms"),
+    )
+    return _read_admitted(table.get("log")), ending
+
+
+def _write_admitted(admitted: Admitted) -> dict[str, object]:
+    log: dict[str, object] = {
+        "hold": admitted.hold_id,
+        "tenant": admitted.tenant,
+        "model": admitted.model,
+        "source": admitted.source,
+        "bound": [admitted.prompt_bound, admitted.completion_bound],
+        "credential": admitted.credential,
+        "consumer": admitted.consumer,
+        "service": admitted.service,
+        "route": admitted.route,
+        "budgets": list(admitted.budgets),
+        "over": list(admitted.over),
+        # A list, not a map: a key that a header names must never stand where Kong looks for `_method`.
+        "attributes": [[name, value] for name, value in admitted.attributes.items()],
+    }
+    return {name: value for name, value in log.items() if value not in (None, [])}
+
+
+def _read_admitted(table: object) -> Admitted | None:
+    if not isinstance(table, Mapping):
+        return None
+    hold_id, tenant, model = _text(table, "hold"), _text(table, "tenant"), _text(table, "model")
+    if hold_id is None or tenant is None or model is None:
+        return None
+    bound = [each for each in _list(table, "bound") if isinstance(each, int)]
+    prompt_bound, completion_bound = bound if len(bound) == 2 else (0, 0)
+    return Admitted(
+        hold_id=hold_id,
+        tenant=tenant,
+        model=model,
+        source=_text(table, "source") or "",
+        prompt_bound=prompt_bound,
+        completion_bound=completion_bound,
+        credential=_text(table, "credential"),
+        consumer=_text(table, "consumer"),
+        service=_text(table, "service"),
+        route=_text(table, "route"),
+        budgets=tuple(each for each in _list(table, "budgets") if isinstance(each, str)),
+        over=tuple(each for each in _list(table, "over") if isinstance(each, str)),
+        attributes={str(pair[0]): str(pair[1]) for pair in _pairs(table, "attributes")},
+    )
+
+
+def _usage(table: object) -> Usage | None:
+    """The engine's figures; its subsets are cut to their wholes rather than losing a whole usage to one odd field."""
+    if not isinstance(table, Mapping):
+        return None
+    prompt, completion = _int(table, "prompt"), _int(table, "completion")
+    if prompt is None and completion is None:
+        return None
+    prompt, completion = prompt or 0, completion or 0
+    cached, reasoning = _int(table, "cached") or 0, _int(table, "reasoning") or 0
+    return Usage(prompt, completion, min(cached, prompt), min(reasoning, completion))
+
+
+def _entity(value: object, *names: str) -> Entity | None:
+    if not isinstance(value, Mapping):
+        return None
+    entity_id = _text(value, "id")
+    if entity_id is None:
+        return None
+    return Entity(entity_id, next((name for key in names if (name := _text(value, key))), entity_id))
+
+
+def _pairs(table: Mapping[object, object], name: str) -> list[list[object]]:
+    return [each for each in _list(table, name) if isinstance(each, list) and len(each) == 2]
+
+
+def _map(table: Mapping[object, object], name: str) -> Mapping[object, object]:
+    value = table.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(table: Mapping[object, object], name: str) -> list[object]:
+    value = table.get(name)
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def _text(table: Mapping[object, object], name: str) -> str | None:
+    """Bytes that are no UTF-8 stay apart as lone surrogates."""
+    value = table.get(name)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    return value if isinstance(value, str) else None
+
+
+def _bytes(table: Mapping[object, object], name: str) -> bytes:
+    value = table.get(name)
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape")
+    return value if isinstance(value, bytes) else b""
+
+
+def _int(table: Mapping[object, object], name: str) -> int | None:
+    """A count. Never negative; integral floats are integers that Lua made large."""
+    value = table.get(name)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -1,0 +1,154 @@
+"""Admission: hold a request's bound against every budget, and if that is short look closer before refusing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kong_plugins.application.ports import Background, Ledger, LedgerUnavailable
+from kong_plugins.domain.errors import CountUnavailable
+from kong_plugins.domain.holds import HoldOutcome, HoldRequest
+from kong_plugins.domain.planning import PlannedLine, at, completion_that_fits
+from kong_plugins.domain.refusals import Refusal, refusal_of
+from kong_plugins.domain.usage import Usage
+
+_log = logging.getLogger(__name__)
+
+RELEASE_TRIES = 5
+RELEASE_PAUSE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request to admit. ``count_prompt`` counts its prompt exactly and takes its time; None: no tokenizer is known.
+
+    ``bound_at`` is the bound on usage for an exact prompt count. ``choices``: completions the engine will generate.
+    ``expiry_event``: the billing event if nobody ever settles.
+    """
+
+    tenant: str
+    hold_id: str
+    planned: tuple[PlannedLine, ...]
+    bound: Usage
+    choices: int
+    bound_at: Callable[[int], Usage]
+    count_prompt: Callable[[], int] | None = None
+    expiry_event: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Admitted. ``max_tokens``: the limit per choice it was clamped to; None: as the client asked."""
+
+    planned: tuple[PlannedLine, ...]
+    outcome: HoldOutcome
+    bound: Usage
+    max_tokens: int | None = None
+
+    @property
+    def over(self) -> tuple[str, ...]:
+        """Soft and shadow budgets that would have refused it."""
+        return tuple(state.key for state in self.outcome.states if state.short)
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionPolicy:
+    """``patience_us``: how long a client waits before trying again. ``clamp_min``: the smallest ``max_tokens`` worth
+    an answer, None where requests are never clamped."""
+
+    ttl_us: int
+    patience_us: int
+    clamp_min: int | None = None
+
+
+class Admission:
+    """Decides one request at a time; any number may run at once."""
+
+    def __init__(self, ledger: Ledger, background: Background, policy: AdmissionPolicy) -> None:
+        self._ledger = ledger
+        self._background = background
+        self._policy = policy
+
+    def admit(self, ask: Ask) -> Held | Refusal:
+        """
+        Raises:
+            LedgerUnavailable: no decision was made; a hold that took effect all the same is emptied in the background.
+        """
+        try:
+            return self._admit(ask)
+        except LedgerUnavailable:
+            self._background.submit(lambda: self._empty(ask))
+            raise
+
+    def _admit(self, ask: Ask) -> Held | Refusal:
+        bound, planned = ask.bound, ask.planned
+        outcome = self._hold(ask, planned)
+        if outcome.admitted:
+            self._tighten_if_scarce(ask, outcome)
+            return Held(planned, outcome, bound)
+
+        exact = self._exact_bound(ask)
+        if exact is not None:
+            bound = exact
+            planned = at(planned, bound)
+            outcome = self._hold(ask, planned)
+            if outcome.admitted:
+                return Held(planned, outcome, bound)
+
+        max_tokens = self._clamped(ask, planned, outcome, bound)
+        if max_tokens is not None:
+            bound = Usage(bound.prompt, max_tokens * ask.choices)
+            planned = at(planned, bound)
+            outcome = self._hold(ask, planned)
+            if outcome.admitted:
+                return Held(planned, outcome, bound, max_tokens)
+
+        refusal = refusal_of(planned, outcome.states, outcome.now_us, self._policy.patience_us)
+        if refusal is None:
+            raise LedgerUnavailable(f"the ledger refused {ask.hold_id} without a short hard budget: {outcome}")
+        return refusal
+
+    def _exact_bound(self, ask: Ask) -> Usage | None:
+        if ask.count_prompt is None:
+            return None
+        try:
+            return ask.bound_at(ask.count_prompt())
+        except CountUnavailable as error:
+            _log.warning("%s is decided by its bound: %s", ask.hold_id, error)
+            return None
+
+    def _hold(self, ask: Ask, planned: tuple[PlannedLine, ...]) -> HoldOutcome:
+        lines = tuple(each.line for each in planned)
+        return self._ledger.hold(HoldRequest(ask.tenant, ask.hold_id, lines, self._policy.ttl_us, ask.expiry_event))
+
+    def _clamped(self, ask: Ask, planned: tuple[PlannedLine, ...], outcome: HoldOutcome, bound: Usage) -> int | None:
+        if self._policy.clamp_min is None or ask.choices < 1:
+            return None
+        most = bound.completion // ask.choices
+        max_tokens = completion_that_fits(planned, outcome.states, bound.prompt, ask.choices, most)
+        return max_tokens if max_tokens >= self._policy.clamp_min else None
+
+    def _tighten_if_scarce(self, ask: Ask, outcome: HoldOutcome) -> None:
+        """A bound in bytes is some four times the prompt: once a budget is half held, that starves other requests."""
+        if ask.count_prompt is None or not any(2 * state.held > state.limit for state in outcome.states):
+            return
+
+        def tighten() -> None:
+            exact = self._exact_bound(ask)
+            if exact is not None:
+                amounts = [(each.line.key, each.line.amount) for each in at(ask.planned, exact)]
+                self._ledger.tighten(ask.tenant, ask.hold_id, amounts)
+
+        self._background.submit(tighten)
+
+    def _empty(self, ask: Ask) -> None:
+        """The reply was lost, so the hold may stand and nobody will settle it. Emptied, it blocks nothing meanwhile."""
+        for _ in range(RELEASE_TRIES):
+            try:
+                self._ledger.tighten(ask.tenant, ask.hold_id, [(each.line.key, 0) for each in ask.planned])
+            except LedgerUnavailable:
+                if not self._background.pause(RELEASE_PAUSE_S):
+                    return
+            else:
+                return

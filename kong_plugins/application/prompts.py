@@ -1,0 +1,42 @@
+"""Prompts of requests under way, kept so that a request whose usage nobody saw can still be counted."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from threading import Lock
+
+BYTES_MAX = 64 * 2**20  # 16,000 requests of 4 kB under way; over it the oldest are forgotten and end without a count.
+
+
+class PromptsUnderWay:
+    """Remembers how to count a request's prompt from admission to its end, in at most ``bytes_max`` of bodies."""
+
+    def __init__(self, bytes_max: int = BYTES_MAX) -> None:
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._counts: OrderedDict[str, tuple[int, Callable[[], int]]] = OrderedDict()
+        self._lock = Lock()
+
+    def remember(self, hold_id: str, size: int, count: Callable[[], int]) -> None:
+        """``count`` keeps about ``size`` bytes alive."""
+        with self._lock:
+            self._forget(hold_id)
+            self._counts[hold_id] = size, count
+            self._bytes += size
+            while self._bytes > self._bytes_max:
+                self._forget(next(iter(self._counts)))
+
+    def take(self, hold_id: str) -> Callable[[], int] | None:
+        """The way to count this prompt, once."""
+        with self._lock:
+            return self._forget(hold_id)
+
+    def _forget(self, hold_id: str) -> Callable[[], int] | None:
+        size, count = self._counts.pop(hold_id, (0, None))
+        self._bytes -= size
+        return count
+
+    @property
+    def bytes_held(self) -> int:
+        return self._bytes

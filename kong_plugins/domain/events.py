@@ -1,0 +1,151 @@
+"""How a request ended, and its billing event: JSON in CloudEvents 1.0 shape, integers only, no prices, no key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
+
+from kong_plugins.domain.holds import Outcome
+from kong_plugins.domain.usage import NO_USAGE, Evidence, Usage
+
+SCHEMA_VERSION = 1  # Raised when a field changes its meaning or goes away, not when one is added.
+EVENT_TYPE = "kong.token-quota.request"
+DATA_SCHEMA = f"urn:kong-token-quota:billing-event:{SCHEMA_VERSION}"
+
+CLIENT_CLOSED = 499  # nginx: the client went away before the answer's headers
+FIRST_ERROR = 400
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_NONE: Mapping[str, str] = MappingProxyType({})
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """What admission knew of a request, as it travels to the log phase. ``prompt_bound`` and ``completion_bound`` are
+    the tokens held; ``credential`` is a fingerprint."""
+
+    hold_id: str
+    tenant: str
+    model: str
+    source: str
+    prompt_bound: int
+    completion_bound: int
+    credential: str | None = None
+    consumer: str | None = None
+    service: str | None = None
+    route: str | None = None
+    budgets: tuple[str, ...] = ()
+    over: tuple[str, ...] = ()  # soft and shadow budgets this request went over
+    attributes: Mapping[str, str] = field(default=_NONE)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What the response showed. ``usage`` is the engine's own, with its ``evidence``; ``text`` what was generated where
+    a stream carried no usage. ``ended``: the answer was seen to its end. Times are epoch milliseconds."""
+
+    endpoint: str | None = None
+    stream: bool = False
+    usage: Usage | None = None
+    evidence: Evidence | None = None
+    text: str | None = None
+    finish: str | None = None
+    error: bool = False
+    ended: bool = False
+    engine_id: str | None = None
+    status: int = 0
+    upstream_status: str | None = None
+    source: str | None = None
+    started_ms: int = 0
+    first_ms: int | None = None
+    last_ms: int | None = None
+    proxy_ms: int | None = None
+
+    @property
+    def never_generated(self) -> bool:
+        """An error answer in place of a generated one, or no engine behind it. A 499 says nothing: the engine ran."""
+        if self.usage is not None or self.status == CLIENT_CLOSED:
+            return False
+        return self.status >= FIRST_ERROR or self.source in {"exit", "error"}
+
+    def outcome(self) -> Outcome:
+        """An answer whose final usage came is complete, also when the client left without its last bytes."""
+        if self.status == CLIENT_CLOSED:
+            return Outcome.ABORTED
+        if self.error or self.status >= FIRST_ERROR or self.source in {"exit", "error"}:
+            return Outcome.FAILED
+        if self.evidence is Evidence.EXACT:
+            return Outcome.COMPLETED
+        if not self.ended:
+            return Outcome.ABORTED
+        return Outcome.COMPLETED if self.finish is not None or not self.stream else Outcome.FAILED
+
+
+def known_usage(ending: Ending) -> tuple[Usage, Evidence] | None:
+    """Usage that needs no policy: the engine's own figures, or none at all where it never generated."""
+    if ending.usage is not None:
+        return ending.usage, ending.evidence or Evidence.CONTINUOUS
+    if ending.never_generated:
+        return NO_USAGE, Evidence.EXACT
+    return None
+
+
+def billing_event(
+    admitted: Admitted, ending: Ending, usage: Usage, evidence: Evidence, outcome: Outcome | None = None
+) -> bytes:
+    """UTF-8 JSON. A function of its arguments alone: whoever settles a request writes the same event.
+
+    ``outcome``: where the ending does not tell it (denied, expired).
+    """
+    end_ms = ending.last_ms or ending.started_ms
+    data: dict[str, object] = {
+        "schema": SCHEMA_VERSION,
+        "hold": admitted.hold_id,
+        "tenant": admitted.tenant,
+        "credential": admitted.credential,
+        "consumer": admitted.consumer,
+        "service": admitted.service,
+        "route": admitted.route,
+        "model": admitted.model,
+        "endpoint": ending.endpoint,
+        "stream": ending.stream,
+        "prompt": usage.prompt,
+        "completion": usage.completion,
+        "cached": usage.cached,
+        "reasoning": usage.reasoning,
+        "evidence": evidence.value,
+        "outcome": (outcome or ending.outcome()).value,
+        "status": ending.status,
+        "upstream_status": ending.upstream_status,
+        "finish": ending.finish,
+        "engine_id": ending.engine_id,
+        "started_ms": ending.started_ms,
+        "first_ms": ending.first_ms,
+        "last_ms": ending.last_ms,
+        "proxy_ms": ending.proxy_ms,
+        "budgets": list(admitted.budgets),
+        "over": list(admitted.over),
+        "attributes": dict(admitted.attributes),
+    }
+    event: dict[str, object] = {
+        "specversion": "1.0",
+        "id": admitted.hold_id,
+        "source": admitted.source,
+        "type": EVENT_TYPE,
+        "subject": admitted.tenant,
+        "time": _timestamp_ms(end_ms),
+        "datacontenttype": "application/json",
+        "dataschema": DATA_SCHEMA,
+        "data": {name: value for name, value in data.items() if value is not None},
+    }
+    # Bytes that were no UTF-8 travel as lone surrogates, which no reader of an event has to accept.
+    return _encode(event).encode("utf-8", "replace")
+
+
+def _timestamp_ms(time_ms: int) -> str:
+    moment = _EPOCH + timedelta(milliseconds=time_ms)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"

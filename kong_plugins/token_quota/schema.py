@@ -1,0 +1,284 @@
+"""The configuration schema, in Kong's schema language: what decK users write, with what they read when it is wrong.
+
+It is plain data, and the only place that says what an option means: Kong validates by it, the configuration reference
+is printed from it (:mod:`kong_plugins.token_quota.reference`), defaults are read from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kong_plugins.domain.budgets import UNITS_MAX
+from kong_plugins.domain.pricing import PRICE_MAX
+
+Field = dict[str, object]
+Schema = list[dict[str, Field]]
+
+COUNT_MAX = 100_000_000  # tokens in one request: far above any context
+NAME = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+
+
+def _text(description: str, **attributes: object) -> Field:
+    return {"type": "string", "description": description, **attributes}
+
+
+def _choice(description: str, *options: str, default: str | None = None) -> Field:
+    chosen: Field = {"type": "string", "one_of": list(options), "description": description}
+    if default is not None:
+        chosen["default"] = default
+    return chosen
+
+
+def _integer(description: str, low: int, high: int, **attributes: object) -> Field:
+    return {"type": "integer", "between": [low, high], "description": description, **attributes}
+
+
+def _array(description: str, elements: Mapping[str, object], **attributes: object) -> Field:
+    return {"type": "array", "elements": dict(elements), "description": description, **attributes}
+
+
+def _set(description: str, elements: Mapping[str, object], **attributes: object) -> Field:
+    return {"type": "set", "elements": dict(elements), "description": description, **attributes}
+
+
+def _map(description: str, values: Mapping[str, object]) -> Field:
+    keys = {"type": "string", "len_min": 1}
+    return {"type": "map", "keys": keys, "values": dict(values), "description": description}
+
+
+_PRICES: Schema = [
+    {"model": _text("Model name as clients send it, or * for every other model.", required=True)},
+    {"prompt": _integer("Micro-units per million uncached prompt tokens.", 0, PRICE_MAX, required=True)},
+    {"cached": _integer("Micro-units per million cached prompt tokens. Unset: as prompt.", 0, PRICE_MAX)},
+    {"completion": _integer("Micro-units per million completion tokens.", 0, PRICE_MAX, required=True)},
+    {"request": _integer("Micro-units for each request.", 0, PRICE_MAX, default=0)},
+]
+
+_BUDGET: Schema = [
+    {
+        "name": _text(
+            "The budget's identity: limit, mode and prices may change and what was used stays. Unique in a row; rows"
+            " of one tenant that use the same name share the counter.",
+            required=True,
+            match=NAME,
+            len_max=64,
+        )
+    },
+    {"limit": _integer("Tokens (or micro-units, for cost) allowed per window.", 0, UNITS_MAX, required=True)},
+    {"window": _choice("The window's unit.", "second", "minute", "hour", "day", "week", "month", default="day")},
+    {
+        "window_kind": _choice(
+            "fixed: on the calendar, all free again at its end. rolling: the last window_count units at any moment."
+            " bucket: refills evenly, the whole limit in window_count units.",
+            "fixed",
+            "rolling",
+            "bucket",
+            default="fixed",
+        )
+    },
+    {"window_count": _integer("Length of a rolling window or a bucket's refill, in units.", 1, 1_000, default=1)},
+    {"time_zone": _text("IANA time zone of a fixed window's calendar.", default="UTC", len_max=64)},
+    {
+        "anchor_day": _integer(
+            "Day a fixed month starts on (1-31; a shorter month: its last day), or ISO weekday a week starts on (1-7).",
+            1,
+            31,
+            default=1,
+        )
+    },
+    {
+        "counts": _choice(
+            "What is counted. cached_weighted: total, with cached prompt tokens at cached_percent. cost: micro-units"
+            " by prices.",
+            "total",
+            "prompt",
+            "completion",
+            "cached_weighted",
+            "cost",
+            default="total",
+        )
+    },
+    {"cached_percent": _integer("For cached_weighted: a cached prompt token's share of a token.", 0, 100, default=10)},
+    {
+        "prices": _array(
+            "For cost: a price for each model the budget is for; * covers the rest.",
+            {"type": "record", "fields": _PRICES},
+            len_max=256,
+        )
+    },
+    {
+        "mode": _choice(
+            "hard: refuse what does not fit. soft: let it through and say so in log and event. shadow: the same, for"
+            " trying out a hard budget.",
+            "hard",
+            "soft",
+            "shadow",
+            default="hard",
+        )
+    },
+    {
+        "scope": _set(
+            "Keep a counter for each value of these within the tenant: a budget with scope model has one per model.",
+            {"type": "string", "one_of": ["model", "service", "route", "credential"]},
+        )
+    },
+    {"models": _array("Only requests for these models count. Unset: all.", {"type": "string", "len_min": 1})},
+]
+
+SCHEMA: Schema = [
+    {
+        "ledger_url": _text(
+            "Redis or Valkey: redis://, rediss:// and the other forms in the README. Unset: the plugin server's"
+            " TOKEN_QUOTA_LEDGER_URL.",
+            referenceable=True,
+            encrypted=True,
+        )
+    },
+    {
+        "ledger_timeout_ms": _integer(
+            "How long one ledger operation may take. Without an answer in time a request gets a 503, because nothing"
+            " passes unmetered.",
+            10,
+            10_000,
+            default=500,
+        )
+    },
+    {
+        "identity": _choice(
+            "Who the tenant is. consumer: the Kong consumer (username, else custom_id, else id). credential: each API"
+            " key by itself. header: identity_header. ip: the client's address.",
+            "consumer",
+            "credential",
+            "header",
+            "ip",
+            default="consumer",
+        )
+    },
+    {
+        "identity_header": _text(
+            "For identity header: set by something you trust in front of Kong, and named in usage-gate's headers.",
+            len_max=128,
+        )
+    },
+    {
+        "budgets": _array(
+            "Every budget must have room. None: requests are metered and billed without a limit.",
+            {"type": "record", "fields": _BUDGET},
+            default=[],
+            len_max=16,
+        )
+    },
+    {
+        "context_tokens": _integer(
+            "The engine's context length (vLLM: --max-model-len). Bounds what a request without max_tokens can use;"
+            " unset, such a request fits no budget unless default_max_tokens is set.",
+            1,
+            COUNT_MAX,
+        )
+    },
+    {"default_max_tokens": _integer("Sent to the engine as the limit of a request that sets none.", 1, COUNT_MAX)},
+    {"max_choices": _integer("Largest n and best_of a client may ask for.", 1, 128, default=8)},
+    {
+        "part_tokens": _map(
+            "The most tokens a content part of a type takes (image_url: 1500, input_audio: 3000). Parts that are not"
+            " text and not named here are refused.",
+            {"type": "integer", "between": [1, COUNT_MAX]},
+        )
+    },
+    {
+        "allow_fields": _set(
+            "Request fields admitted although they are refused by default because the prompt cannot be counted with"
+            " them (chat_template, prompt_embeds, previous_response_id ...). Held at context_tokens.",
+            {"type": "string", "len_min": 1},
+        )
+    },
+    {
+        "chat_template": _choice(
+            "What the model's chat template adds to a prompt. generic is generous and fits Llama, Qwen and others.",
+            "generic",
+            "deepseek_r1",
+            default="generic",
+        )
+    },
+    {
+        "tokenizers": _map(
+            "Tokenizer by model name or glob: deepseek-r1, an OpenAI encoding (o200k_base), or the path of a"
+            " tokenizer.json on the plugin server. Well-known model names need no entry.",
+            {"type": "string", "len_min": 1},
+        )
+    },
+    {
+        "on_short": _choice(
+            "When a request does not fit even at its exact prompt count. deny: 429. clamp: lower its max_tokens to"
+            " what is left, if that is at least clamp_min_tokens.",
+            "deny",
+            "clamp",
+            default="deny",
+        )
+    },
+    {"clamp_min_tokens": _integer("The smallest max_tokens worth an answer.", 1, COUNT_MAX, default=64)},
+    {
+        "patience_s": _integer(
+            "How long a client is worth telling to wait. A longer wait is reported as insufficient_quota, which"
+            " clients do not retry.",
+            1,
+            120,
+            default=60,
+        )
+    },
+    {
+        "unmetered_paths": _choice(
+            "Any path that is no metered endpoint. deny: 404. allow: pass without metering.",
+            "deny",
+            "allow",
+            default="deny",
+        )
+    },
+    {
+        "unknown_usage": _choice(
+            "What is charged when the engine worked and nobody saw its usage (a whole answer the client left before it"
+            " came). prompt: the counted prompt. hold: all that was held. none: nothing.",
+            "prompt",
+            "hold",
+            "none",
+            default="prompt",
+        )
+    },
+    {
+        "hold_ttl_s": _integer(
+            "When a hold that nobody settled ends by itself. Must be longer than the longest answer.",
+            60,
+            86_400,
+            default=3_600,
+        )
+    },
+    {
+        "cache_salt": _choice(
+            "tenant: each tenant has its own prefix cache in the engine, so that none can learn of another's prompts by"
+            " timing. shared: all tenants share cached prefixes.",
+            "tenant",
+            "shared",
+            default="tenant",
+        )
+    },
+    {
+        "record_denials": {
+            "type": "boolean",
+            "default": False,
+            "description": "Write a billing event for each refused request too. A client that ignores its 429s then"
+            " fills the outbox as fast as it can ask.",
+        }
+    },
+    {
+        "event_source": _text(
+            "The billing event's source. Unset: /kong/ and the plugin server's host name.", len_max=256
+        )
+    },
+    {
+        "event_headers": _set(
+            "Request headers copied into the billing event's attributes (cost centre, team); name them in usage-gate's"
+            " headers too.",
+            {"type": "string", "len_min": 1, "len_max": 128},
+        )
+    },
+]
