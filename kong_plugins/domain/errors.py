@@ -16,3 +16,7 @@ class BadRequest(Exception):  # noqa: N818 - named as its status line is
         self.code = code
         self.message = message
         self.param = param
+
+
+class CountUnavailable(Exception):  # noqa: N818 - a state, not a fault: the bound stands
+    """No exact token count can be had, now or at all; decide by the bound. The message says why and what would help."""
