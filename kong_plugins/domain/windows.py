@@ -122,6 +122,22 @@ def describe(spec: WindowSpec) -> str:
             return f"bucket {spec.refill_s}"
 
 
+def parse_description(text: str) -> WindowSpec:
+    """The window that :func:`describe` gave these words.
+
+    Raises:
+        ValueError: not such words.
+    """
+    match text.split(" "):
+        case ["fixed", unit, time_zone, anchor_day]:
+            return FixedWindow(Unit(unit), time_zone, int(anchor_day))
+        case ["rolling", length_s]:
+            return RollingWindow(int(length_s))
+        case ["bucket", refill_s]:
+            return TokenBucket(int(refill_s))
+    raise ValueError(f"not a window's description: {text!r}")
+
+
 def window_at(spec: FixedWindow, at_us: int) -> Span:
     """The calendar window that ``at_us`` lies in. A day has 23 or 25 hours where the clocks change."""
     zone = ZoneInfo(spec.time_zone)

@@ -1,0 +1,1 @@
+"""Tests: unit, contract, wire, integration, e2e, bench."""

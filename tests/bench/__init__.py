@@ -1,0 +1,1 @@
+"""Benchmarks: `make bench`. Ratios and CPU time in one run; never a timed test."""

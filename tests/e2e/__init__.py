@@ -1,0 +1,1 @@
+"""Whole-system scenarios: the same tests over every backend."""
