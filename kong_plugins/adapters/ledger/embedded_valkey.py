@@ -52,7 +52,7 @@ class EmbeddedValkey:
     """Runs while the ``with`` block does; ``url`` is where. On a unix socket in ``data_dir``, or on 127.0.0.1:``port``.
 
     Data is in ``data_dir`` (an append-only file) and is there again at the next start, also after a kill. With
-    ``appendfsync="everysec"`` a power cut can take the last second, with ``"always"`` nothing, for a disk's wait a write.
+    ``appendfsync="everysec"`` a power cut can take the last second, with ``"always"`` nothing, at a disk wait a write.
     Memory is never freed by evicting: a full server refuses, and the caller's failure policy decides.
     """
 
@@ -100,9 +100,7 @@ class EmbeddedValkey:
             EmbeddedValkeyError: no server program, the data is in use, or the server did not come up.
         """
         if self._port is None and len(os.fsencode(self._socket)) > _SOCKET_PATH_MAX:
-            raise EmbeddedValkeyError(
-                f"{self._socket} is too long for a unix socket: give a port or a shorter data_dir"
-            )
+            raise EmbeddedValkeyError(f"{self._socket} is too long for a unix socket: give a port or another data_dir")
         server = self._server or find_server()
         self._data_dir.mkdir(parents=True, exist_ok=True)
         lock = os.open(self._data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import lru_cache
 from urllib.parse import quote
 
-from kong_plugins.domain.holds import HoldRequest, Line
+from kong_plugins.domain.holds import HoldRequest
 from kong_plugins.domain.windows import (
     LENGTH_S_MAX,
     SECOND_US,
     SLICES,
-    FixedWindow,
     RollingWindow,
+    TokenBucket,
     WindowSpec,
     describe,
 )
@@ -64,10 +64,8 @@ def kept_us(request: HoldRequest, grace_us: int) -> int:
     return request.ttl_us + grace_us
 
 
-def running_window(line: Line) -> WireWindow:
-    """A rolling window's or bucket's numbers for the scripts. Fixed windows depend on the time."""
-    if isinstance(line.window, RollingWindow):
-        return ("r", line.window.slice_us, SLICES)
-    if isinstance(line.window, FixedWindow):
-        raise TypeError("a fixed window is computed from a time")
-    return ("b", line.window.refill_us, 0)
+def running_window(window: RollingWindow | TokenBucket) -> WireWindow:
+    """A window's numbers for the scripts, where they do not depend on the time."""
+    if isinstance(window, RollingWindow):
+        return ("r", window.slice_us, SLICES)
+    return ("b", window.refill_us, 0)

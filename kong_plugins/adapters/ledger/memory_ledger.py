@@ -23,7 +23,7 @@ from kong_plugins.domain.holds import (
     SettleStatus,
 )
 from kong_plugins.domain.partitions import PARTITIONS, partition_of
-from kong_plugins.domain.windows import LENGTH_S_MAX, SECOND_US, SLICES, FixedWindow, RollingWindow, describe, window_at
+from kong_plugins.domain.windows import SLICES, FixedWindow, RollingWindow, describe, window_at
 
 
 @dataclass(slots=True)
@@ -90,7 +90,7 @@ class MemoryLedger:
             )
             refuses = any(s.short and ln.mode is Mode.HARD for s, ln in zip(states, request.lines, strict=True))
             if refuses or known is not None:
-                return HoldOutcome(False, states, now_us, repeated=known is not None)
+                return HoldOutcome(False, states, now_us)
             after = []
             for line, state, (path, kept) in zip(request.lines, states, found, strict=True):
                 kept.counter.held += line.amount
@@ -221,14 +221,12 @@ class MemoryLedger:
             now_us = self._clock()
             ended = 0
             for partition in range(PARTITIONS):
-                self._sweep(partition, now_us, bound=len(self._due[partition]))
+                ended += self._sweep(partition, now_us, bound=len(self._due[partition]))
                 ending = self._ending[partition]
                 while ending and ending[0][0] <= now_us:
-                    _, name = heappop(ending)
-                    hold = self._holds.get(name)
-                    if hold is not None and hold.state is HoldState.OPEN:
-                        self._advance(hold, now_us)
-                        ended += 1
+                    hold = self._holds.get(heappop(ending)[1])
+                    if hold is not None:
+                        ended += self._advance(hold, now_us)
             for path in [path for path, kept in self._counters.items() if now_us >= kept.expires_us]:
                 del self._counters[path]
             return ended
@@ -264,13 +262,15 @@ class MemoryLedger:
         counter = kept.counter
         if isinstance(counter, FixedCounter):
             until_us, slack_us = counter.span.end_us, 0
-        elif isinstance(counter, RollingCounter):
-            until_us, slack_us = now_us + counter.window.slice_us * (SLICES + 1), layout.SLACK_US
         else:
-            full_us = counter.reset_us(now_us, kept.limit, 0)
-            until_us, slack_us = max(now_us + counter.window.refill_us, full_us), layout.SLACK_US
-            if counter.committed < 0:
-                until_us = now_us + LENGTH_S_MAX * SECOND_US
+            extra_us, slack_us = extra_us + layout.UNSWEPT_US, layout.SLACK_US
+            if isinstance(counter, RollingCounter):
+                until_us = now_us + counter.window.slice_us * (SLICES + 1)
+            elif counter.committed < 0:
+                until_us = now_us + layout.UNSWEPT_US
+            else:
+                full_us = counter.reset_us(now_us, kept.limit, 0)
+                until_us = max(now_us + counter.window.refill_us, full_us)
         if kept.expires_us < until_us + extra_us:
             kept.expires_us = until_us + extra_us + slack_us
         self._counters[path] = kept
@@ -280,15 +280,17 @@ class MemoryLedger:
         reset_us = counter.reset_us(now_us, line.limit, lacking)
         return LineState(line.key, line.limit, counter.committed, counter.held, reset_us, short=lacking > 0)
 
-    def _sweep(self, partition: int, now_us: int, bound: int = layout.SWEEP) -> None:
-        due = self._due[partition]
-        for _ in range(bound):
-            if not due or due[0][0] > now_us:
-                return
+    def _sweep(self, partition: int, now_us: int, bound: int = layout.SWEEP) -> int:
+        """Advance the holds that are due, at most ``bound``; returns how many that ended."""
+        due, ended = self._due[partition], 0
+        while due and due[0][0] <= now_us and bound:
             lapses_us, name = heappop(due)
             hold = self._holds.get(name)
+            # One that ended, or lapsed when it was settled, would have left the store's index then.
             if hold is not None and hold.lapses_us == lapses_us and hold.state is HoldState.OPEN and not hold.lapsed:
-                self._lapse(hold)
+                bound -= 1
+                ended += self._advance(hold, now_us)
+        return ended
 
     def _lapse(self, hold: _Hold) -> None:
         for path, _, held in hold.lines:
@@ -296,13 +298,16 @@ class MemoryLedger:
         hold.lapsed = True
         heappush(self._ending[hold.partition], (hold.ends_us, hold.name))
 
-    def _advance(self, hold: _Hold, now_us: int) -> None:
-        """What the clock alone does to a hold: it lapses, then it expires."""
-        if hold.state is HoldState.OPEN and now_us >= hold.lapses_us:
-            if not hold.lapsed:
-                self._lapse(hold)
-            if now_us >= hold.ends_us:
-                self._end(hold, HoldState.EXPIRED, hold.event, (), now_us)
+    def _advance(self, hold: _Hold, now_us: int) -> bool:
+        """What the clock alone does to a hold: it lapses, then it expires. True when that ended it now."""
+        if hold.state is not HoldState.OPEN or now_us < hold.lapses_us:
+            return False
+        if not hold.lapsed:
+            self._lapse(hold)
+        if now_us < hold.ends_us:
+            return False
+        self._end(hold, HoldState.EXPIRED, hold.event, (), now_us)
+        return True
 
     def _end(
         self, hold: _Hold, state: HoldState, event: bytes, posted: tuple[tuple[str, int], ...], now_us: int

@@ -1,0 +1,243 @@
+"""The ledger in Redis or Valkey: one script for each operation, see lua/. A partition's keys share a hash tag."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgpack  # type: ignore[import-untyped]
+
+from kong_plugins.adapters.ledger import layout
+from kong_plugins.adapters.ledger.connections import Argument, Connections, Script, load_script
+from kong_plugins.application.ports import Balance, Grant, LedgerUnavailable, OutboxEntry
+from kong_plugins.domain.holds import (
+    HoldOutcome,
+    HoldRequest,
+    Line,
+    LineState,
+    Settlement,
+    SettleOutcome,
+    SettleStatus,
+)
+from kong_plugins.domain.partitions import PARTITIONS, hash_tag, partition_of
+from kong_plugins.domain.windows import FixedWindow, Span, describe, window_at
+
+_EXPIRE_BATCH = 500  # holds a script ends before it lets others in again: a few milliseconds
+_WINDOW_TRIES = 4  # a window may end between our clock and the server's, hardly twice
+
+
+class RedisLedger:
+    """A ``Ledger`` behind ``connections``.
+
+    The server's clock is the ledger's clock. Fixed windows need a time zone, which a script does not have: they are
+    computed here, from our clock as corrected by the server's last answers, and the script refuses any that does not
+    contain its own time. So a gateway with a wrong clock costs a second try, never a wrong window.
+    """
+
+    def __init__(
+        self,
+        connections: Connections,
+        *,
+        grace_us: int = layout.GRACE_US,
+        terminal_us: int = layout.TERMINAL_US,
+        clock: Callable[[], int] = lambda: time.time_ns() // 1000,
+    ) -> None:
+        self._connections = connections
+        self._grace_us = grace_us
+        self._terminal_us = terminal_us
+        self._clock = clock
+        self._behind_us = 0  # how far our clock was found behind the server's
+        self._spans: dict[FixedWindow, Span] = {}
+        self._scripts: dict[str, Script] = {}
+        self.now_us = 0  # the server's clock in its last answer
+
+    def close(self) -> None:
+        self._connections.close()
+
+    def hold(self, request: HoldRequest) -> HoldOutcome:
+        tag, encoded = self._tag(request.tenant), layout.encode(request.tenant)
+        member = layout.member(request.tenant, request.hold_id)
+        about = (request.hold_id, request.ttl_us, self._grace_us, self._terminal_us, request.expiry_event)
+
+        def attempt(now_us: int) -> tuple[list[str], list[Argument]]:
+            counters, lines = self._place(request.tenant, tag, request.lines, now_us)
+            weighted = [[*packed, *_weights(line)] for packed, line in zip(lines, request.lines, strict=True)]
+            keys = [f"{tag}hold:{member}", *counters]
+            return keys, [tag, request.tenant, encoded, member, _pack((*about, weighted))]
+
+        status, now_us, states = self._call_in_window("hold", attempt)
+        if status == b"again":
+            now_us, states = states
+        outcome = tuple(map(_state, request.lines, states))
+        return HoldOutcome(status != b"refused", outcome, now_us, repeated=status == b"again")
+
+    def settle(self, settlement: Settlement) -> SettleOutcome:
+        tenant, usage = settlement.tenant, settlement.usage
+        tag, member = self._tag(tenant), layout.member(tenant, settlement.hold_id)
+        tokens = (usage.prompt, usage.cached, usage.completion)
+        args = (tag, layout.encode(tenant), tenant, member, *tokens, settlement.event)
+        status, _, posted = self._call("settle", [f"{tag}hold:{member}"], args)
+        return SettleOutcome(
+            SettleStatus(status.decode()), tuple((_text(line), amount) for line, amount in posted or ())
+        )
+
+    def tighten(self, tenant: str, hold_id: str, amounts: Sequence[tuple[str, int]]) -> bool:
+        tag, member = self._tag(tenant), layout.member(tenant, hold_id)
+        lower = [(line, max(0, amount)) for line, amount in amounts]
+        status, _, _ = self._call("tighten", [f"{tag}hold:{member}"], (tag, member, _pack(lower)))
+        return bool(status == b"open")
+
+    def peek(self, tenant: str, lines: Sequence[Line]) -> tuple[LineState, ...]:
+        if not lines:
+            return ()
+        tag = self._tag(tenant)
+
+        def attempt(now_us: int) -> tuple[list[str], list[Argument]]:
+            counters, packed = self._place(tenant, tag, lines, now_us)
+            return counters, [tag, _pack(packed)]
+
+        _, _, states = self._call_in_window("peek", attempt)
+        return tuple(map(_state, lines, states))
+
+    def grant(self, tenant: str, line: Line, amount: int, reason: str, grant_id: str) -> LineState:
+        return self._grant(tenant, line, amount, reason, grant_id)
+
+    def reset(self, tenant: str, line: Line, reason: str, grant_id: str) -> LineState:
+        return self._grant(tenant, line, "all", reason, grant_id)
+
+    def _grant(self, tenant: str, line: Line, amount: int | str, reason: str, grant_id: str) -> LineState:
+        tag, encoded = self._tag(tenant), layout.encode(tenant)
+
+        def attempt(now_us: int) -> tuple[list[str], list[Argument]]:
+            (counter,), (packed,) = self._place(tenant, tag, (line,), now_us)
+            keys = [f"{tag}grant:{layout.member(tenant, grant_id)}", counter]
+            return keys, [tag, tenant, encoded, grant_id, amount, reason, _pack(packed)]
+
+        _, _, states = self._call_in_window("grant", attempt)
+        return _state(line, states[0])
+
+    def grants(self, tenant: str, count: int = 100) -> tuple[Grant, ...]:
+        _, _, found = self._call("grants", [f"{self._tag(tenant)}grants:{layout.encode(tenant)}"], (count,))
+        made = []
+        for entry in found:
+            fields = dict(zip(entry[::2], entry[1::2], strict=True))
+            made.append(
+                Grant(
+                    grant_id=_text(fields[b"id"]),
+                    line=_text(fields[b"line"]),
+                    amount=int(fields[b"amount"]),
+                    reason=_text(fields[b"reason"]),
+                    at_us=int(fields[b"at"]),
+                )
+            )
+        return tuple(made)
+
+    def record(self, tenant: str, event_id: str, event: bytes) -> bool:
+        tag, member = self._tag(tenant), layout.member(tenant, event_id)
+        status, _, _ = self._call("record", [f"{tag}hold:{member}"], (tag, member, event_id, event, self._terminal_us))
+        return bool(status == b"posted")
+
+    def balances(self, tenant: str) -> tuple[Balance, ...]:
+        tag = self._tag(tenant)
+        _, _, found = self._call("balances", [f"{tag}live:{layout.encode(tenant)}"], (tag,))
+        balances = [
+            Balance(tenant, LineState(_text(line), limit, committed, held, reset), _text(window), _text(mode))
+            for line, window, mode, limit, committed, held, reset in found
+        ]
+        return tuple(sorted(balances, key=lambda balance: (balance.state.key, balance.window)))
+
+    def tenants(self) -> tuple[str, ...]:
+        found: set[str] = set()
+        for partition in range(PARTITIONS):
+            _, _, names = self._call("tenants", [f"{hash_tag(partition)}:tenants"], ())
+            found.update(map(_text, names))
+        return tuple(sorted(found))
+
+    def expire(self) -> int:
+        ended = 0
+        for partition in range(PARTITIONS):
+            tag = f"{hash_tag(partition)}:"
+            status = b"more"
+            while status == b"more":
+                status, _, count = self._call("expire", [f"{tag}open"], (tag, _EXPIRE_BATCH))
+                ended += count
+        return ended
+
+    def outbox(self, partition: int, after: str = "0", count: int = 100) -> tuple[OutboxEntry, ...]:
+        _, _, found = self._call("outbox", [f"{hash_tag(partition)}:outbox"], (after, count))
+        entries = []
+        for position, fields in found:
+            _, event_id, _, event, *posted = fields
+            lines = tuple(
+                (_text(name).removeprefix("posted."), int(amount))
+                for name, amount in zip(posted[::2], posted[1::2], strict=True)
+            )
+            entries.append(OutboxEntry(position.decode(), _text(event_id), event, lines))
+        return tuple(entries)
+
+    @staticmethod
+    def _tag(tenant: str) -> str:
+        return f"{hash_tag(partition_of(tenant))}:"
+
+    def _place(
+        self, tenant: str, tag: str, lines: Sequence[Line], now_us: int
+    ) -> tuple[list[str], list[list[Argument]]]:
+        """Each line's counter key, and the line as the scripts take it."""
+        keys: list[str] = []
+        packed: list[list[Argument]] = []
+        for line in lines:
+            key = f"{tag}count:{layout.counter_path(tenant, line.key, line.window)}"
+            if isinstance(line.window, FixedWindow):
+                span = self._spans.get(line.window)
+                if span is None or now_us not in span:
+                    self._spans[line.window] = span = window_at(line.window, now_us)
+                key = f"{key}:{span.start_us}"
+                numbers: layout.WireWindow = ("f", span.start_us, span.end_us)
+            else:
+                numbers = layout.running_window(line.window)
+            keys.append(key)
+            packed.append([line.key, *numbers, line.limit, line.amount, line.mode.value, describe(line.window)])
+        return keys, packed
+
+    def _call_in_window(
+        self, name: str, attempt: Callable[[int], tuple[list[str], list[Argument]]]
+    ) -> tuple[bytes, int, Any]:
+        for _ in range(_WINDOW_TRIES):
+            keys, args = attempt(self._clock() + self._behind_us)
+            status, now_us, value = self._call(name, keys, args)
+            if status != b"window":
+                return status, now_us, value
+            self._behind_us = now_us - self._clock()
+        raise LedgerUnavailable(
+            f"{name}: our clock and the server's do not agree on the window in {_WINDOW_TRIES} tries:"
+            " the way to the server is slower than the budget's window is long, or one of the clocks jumps"
+        )
+
+    def _call(self, name: str, keys: Sequence[str], args: Sequence[Argument]) -> tuple[bytes, int, Any]:
+        script = self._scripts.get(name)
+        if script is None:
+            script = self._scripts[name] = load_script(name)
+        answer = msgpack.unpackb(self._connections.call(script, keys, args), raw=True)
+        self.now_us = answer[1]
+        return answer[0], answer[1], answer[2] if len(answer) > 2 else None
+
+
+def _weights(line: Line) -> tuple[int, ...]:
+    weights = line.weights
+    return weights.uncached, weights.cached, weights.completion, weights.request, weights.denominator
+
+
+def _state(line: Line, numbers: Sequence[int]) -> LineState:
+    committed, held, reset_us, short = numbers
+    return LineState(line.key, line.limit, committed, held, reset_us, short=bool(short))
+
+
+def _pack(value: object) -> bytes:
+    # The old string type: the scripts' msgpack knows no other. Bytes and text are the same to them.
+    packed: bytes = msgpack.packb(value, use_bin_type=False, unicode_errors="surrogateescape")
+    return packed
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
