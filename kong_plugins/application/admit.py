@@ -53,6 +53,16 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
+class Denied:
+    """Refused. ``planned`` and ``outcome`` are of the last and closest look."""
+
+    planned: tuple[PlannedLine, ...]
+    outcome: HoldOutcome
+    bound: Usage
+    refusal: Refusal
+
+
+@dataclass(frozen=True, slots=True)
 class AdmissionPolicy:
     """``patience_us``: how long a client waits before trying again. ``clamp_min``: the smallest ``max_tokens`` worth
     an answer, None where requests are never clamped."""
@@ -70,7 +80,7 @@ class Admission:
         self._background = background
         self._policy = policy
 
-    def admit(self, ask: Ask) -> Held | Refusal:
+    def admit(self, ask: Ask) -> Held | Denied:
         """
         Raises:
             LedgerUnavailable: no decision was made; a hold that took effect all the same is emptied in the background.
@@ -81,7 +91,7 @@ class Admission:
             self._background.submit(lambda: self._empty(ask))
             raise
 
-    def _admit(self, ask: Ask) -> Held | Refusal:
+    def _admit(self, ask: Ask) -> Held | Denied:
         bound, planned = ask.bound, ask.planned
         outcome = self._hold(ask, planned)
         if outcome.admitted:
@@ -107,7 +117,7 @@ class Admission:
         refusal = refusal_of(planned, outcome.states, outcome.now_us, self._policy.patience_us)
         if refusal is None:
             raise LedgerUnavailable(f"the ledger refused {ask.hold_id} without a short hard budget: {outcome}")
-        return refusal
+        return Denied(planned, outcome, bound, refusal)
 
     def _exact_bound(self, ask: Ask) -> Usage | None:
         if ask.count_prompt is None:
@@ -115,7 +125,7 @@ class Admission:
         try:
             return ask.bound_at(ask.count_prompt())
         except CountUnavailable as error:
-            _log.warning("%s is decided by its bound: %s", ask.hold_id, error)
+            _log.info("%s is decided by its bound: %s", ask.hold_id, error)
             return None
 
     def _hold(self, ask: Ask, planned: tuple[PlannedLine, ...]) -> HoldOutcome:

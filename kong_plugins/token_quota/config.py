@@ -17,7 +17,7 @@ from kong_plugins.domain.budgets import Budget, Dimension, Mode, Weights
 from kong_plugins.domain.planning import ANY_MODEL, BudgetRule, Counts, weights_of
 from kong_plugins.domain.pricing import Price
 from kong_plugins.domain.windows import FixedWindow, RollingWindow, TokenBucket, Unit, WindowSpec
-from kong_plugins.token_quota.schema import SCHEMA
+from kong_plugins.token_quota.schema import SCHEMA, UNKNOWN_CONTEXT_MAX_TOKENS
 
 LEDGER_URL_ENV = "TOKEN_QUOTA_LEDGER_URL"
 
@@ -108,10 +108,13 @@ def parse_config(config: Mapping[str, Any], environ: Mapping[str, str] = os.envi
 
 
 def _rules(values: Mapping[str, Any], problems: list[str]) -> WireRules | None:
+    context_tokens, default_max_tokens = values.get("context_tokens"), values.get("default_max_tokens")
+    if context_tokens is None and default_max_tokens is None:
+        default_max_tokens = UNKNOWN_CONTEXT_MAX_TOKENS
     try:
         return WireRules(
-            context_tokens=values.get("context_tokens"),
-            default_max_tokens=values.get("default_max_tokens"),
+            context_tokens=context_tokens,
+            default_max_tokens=default_max_tokens,
             max_choices=_int(values, "max_choices"),
             allowance=_ALLOWANCES[values["chat_template"]],
             part_tokens=_mapping(values, "part_tokens"),

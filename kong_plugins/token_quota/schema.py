@@ -15,6 +15,7 @@ Field = dict[str, object]
 Schema = list[dict[str, Field]]
 
 COUNT_MAX = 100_000_000  # tokens in one request: far above any context
+UNKNOWN_CONTEXT_MAX_TOKENS = 4_096  # half of the smallest context of a current model: engines refuse more than fits
 NAME = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 
@@ -170,13 +171,20 @@ SCHEMA: Schema = [
     },
     {
         "context_tokens": _integer(
-            "The engine's context length (vLLM: --max-model-len). Bounds what a request without max_tokens can use;"
-            " unset, such a request fits no budget unless default_max_tokens is set.",
+            "The engine's context length (vLLM: --max-model-len). No choice is held for more, so that a large max_tokens"
+            " does not shut out others. Never state less than the engine's.",
             1,
             COUNT_MAX,
         )
     },
-    {"default_max_tokens": _integer("Sent to the engine as the limit of a request that sets none.", 1, COUNT_MAX)},
+    {
+        "default_max_tokens": _integer(
+            f"Sent to the engine as the limit of a request that sets none. Unset: the rest of context_tokens, or"
+            f" {UNKNOWN_CONTEXT_MAX_TOKENS} where that is unset too.",
+            1,
+            COUNT_MAX,
+        )
+    },
     {"max_choices": _integer("Largest n and best_of a client may ask for.", 1, 128, default=8)},
     {
         "part_tokens": _map(

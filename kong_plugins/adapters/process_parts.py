@@ -1,0 +1,100 @@
+"""What the plugin instances of one process share: ledger connections, queues, tokenizers, prompts under way.
+
+Kong makes an instance for each configured row and for each reload; none of them may open connections of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import cache
+
+import gevent
+
+from kong_plugins.adapters.background import GreenletQueue
+from kong_plugins.adapters.ledger import connect_ledger
+from kong_plugins.adapters.tokenizers import ModelTokenCounter, OffLoopCounter
+from kong_plugins.application.ports import Ledger
+from kong_plugins.application.prompts import PromptsUnderWay
+
+_log = logging.getLogger(__name__)
+
+SETTLE_CAPACITY = 20_000  # some 1 kB each; at 300 requests/s a store may be away for a minute before any is lost
+TIGHTEN_CAPACITY = 256  # only ever helps while budgets are scarce: late is as good as never
+DRAIN_S = 5.0
+
+Connect = Callable[[str, float], Ledger]
+
+
+def _connect(url: str, timeout_s: float) -> Ledger:
+    return connect_ledger(url, timeout_s=timeout_s)
+
+
+class ProcessParts:
+    """Shared by every instance that has joined; the last one to leave ends them, and drains what is not yet settled."""
+
+    def __init__(self, connect: Connect = _connect) -> None:
+        self._connect = connect
+        self._members = 0
+        self._ledgers: dict[tuple[str, float], Ledger] = {}
+        self._counters: dict[tuple[tuple[str, str], ...], OffLoopCounter] = {}
+        self._open()
+
+    def _open(self) -> None:
+        self.prompts = PromptsUnderWay()
+        self.settles = GreenletQueue("settle", capacity=SETTLE_CAPACITY)
+        self.tightens = GreenletQueue("tighten", capacity=TIGHTEN_CAPACITY)
+
+    def join(self) -> None:
+        if self._members == 0:
+            self._open()
+        self._members += 1
+
+    def leave(self) -> None:
+        """Waits up to ``DRAIN_S`` for settlements under way when nobody else is left."""
+        self._members -= 1
+        if self._members > 0:
+            return
+        self.tightens.close(DRAIN_S)
+        if not self.settles.close(DRAIN_S):
+            _log.error("%d settlements were still under way after %s s", len(self.settles), DRAIN_S)
+        for counter in self._counters.values():
+            counter.close()
+        self._counters.clear()
+        for ledger in self._ledgers.values():
+            close = getattr(ledger, "close", None)
+            if close is not None:
+                close()
+        self._ledgers.clear()
+
+    def ledger(self, url: str, timeout_s: float) -> Ledger:
+        """One for each store; connecting happens at its first operation (a Cluster: now).
+
+        Raises:
+            ValueError: not a ledger's URL.
+            LedgerUnavailable: no node of a Cluster answered.
+        """
+        key = (url, timeout_s)
+        if key not in self._ledgers:
+            self._ledgers[key] = self._connect(url, timeout_s)
+        return self._ledgers[key]
+
+    def counter(self, tokenizers: Mapping[str, str]) -> OffLoopCounter:
+        """Counts by the given tokenizers (model or glob to tokenizer) and by well-known model names. Builds the given
+        ones beforehand, off the loop: most of a second each.
+
+        Raises:
+            CountUnavailable: one of them is not here.
+        """
+        key = tuple(tokenizers.items())
+        if key not in self._counters:
+            models = ModelTokenCounter(tokenizers)
+            gevent.get_hub().threadpool.apply(models.warm, tuple(tokenizers.values()))
+            self._counters[key] = OffLoopCounter(models)
+        return self._counters[key]
+
+
+@cache
+def process_parts() -> ProcessParts:
+    """This process's own."""
+    return ProcessParts()

@@ -1,0 +1,267 @@
+"""The plugin as Kong calls it: access decides, log settles. Two PDK calls in access, one in log."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from http import HTTPStatus
+from typing import Any
+
+from kong_plugins.adapters.kong_request import (
+    DECISION,
+    GATE,
+    TAP,
+    GateRequest,
+    read_gate,
+    read_tap,
+    write_decision,
+    write_unmetered,
+)
+from kong_plugins.adapters.openai_wire import (
+    Request,
+    check_media_type,
+    count_prompt,
+    endpoint_of,
+    parse,
+    rewrite,
+    texts_for_counting,
+    usage_bound,
+)
+from kong_plugins.adapters.process_parts import ProcessParts, process_parts
+from kong_plugins.application.admit import Admission, AdmissionPolicy, Ask, Denied, Held
+from kong_plugins.application.ports import LedgerUnavailable
+from kong_plugins.application.settle import Settling, UnknownUsagePolicy
+from kong_plugins.domain.budgets import Dimension
+from kong_plugins.domain.demand import Demand, Endpoint
+from kong_plugins.domain.errors import BadRequest, CountUnavailable
+from kong_plugins.domain.events import Admitted, Ending, billing_event
+from kong_plugins.domain.holds import Outcome
+from kong_plugins.domain.planning import PlannedLine, plan
+from kong_plugins.domain.usage import NO_USAGE, Evidence, Usage
+from kong_plugins.token_quota.alerts import Alerts
+from kong_plugins.token_quota.config import ConfigError, QuotaConfig, parse_config
+from kong_plugins.token_quota.identity import NoIdentity, tenant_of
+from kong_plugins.token_quota.responses import Caller, Problem, Reply, quota_headers, refusal_reply, reply
+from kong_plugins.token_quota.schema import SCHEMA
+
+__all__ = ["NAME", "ON_ERROR", "PRIORITY", "SCHEMA", "VERSION", "Plugin"]
+
+NAME = "token-quota"
+VERSION = "0.1.0"
+PRIORITY = 905
+ON_ERROR = "closed"  # Nothing passes unmetered.
+
+_log = logging.getLogger(__name__)
+
+_NOTHING = (NO_USAGE, Evidence.EXACT)
+_LEDGER_RETRY = {"Retry-After": "1", "retry-after-ms": "1000"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A metered request with its tenant."""
+
+    gate: GateRequest
+    tenant: str
+    request: Request
+    planned: tuple[PlannedLine, ...]
+    bound: Usage
+    countable: bool  # False with a field that the operator allowed although it adds what is in no text of the request
+
+    @property
+    def demand(self) -> Demand:
+        return self.request.demand
+
+
+class Plugin:
+    """One configured row.
+
+    Raises:
+        ConfigError: the configuration cannot work.
+    """
+
+    def __init__(self, config: Mapping[str, Any], parts: ProcessParts | None = None) -> None:
+        self._config: QuotaConfig = parse_config(config)
+        self._parts = parts or process_parts()
+        try:
+            self._ledger = self._parts.ledger(self._config.ledger_url, self._config.ledger_timeout_s)
+            self._counter = self._parts.counter(self._config.tokenizers)
+        except ValueError as error:
+            raise ConfigError([f"config.ledger_url: {error}"]) from error
+        except CountUnavailable as error:
+            raise ConfigError([f"config.tokenizers: {error}"]) from error
+        self._parts.join()
+        policy = AdmissionPolicy(self._config.hold_ttl_us, self._config.patience_us, self._config.clamp_min)
+        self._admission = Admission(self._ledger, self._parts.tightens, policy)
+        unknown = UnknownUsagePolicy(
+            self._config.unknown_usage, lambda model, text: self._counter.count(model, (text,))
+        )
+        self._settling = Settling(self._ledger, self._parts.settles, unknown)
+        self._alerts = Alerts()
+        self._warned_of_tap = False
+
+    def access(self, kong: Any) -> None:
+        """Decide: set the decision for the tap, or end the request."""
+        decision = self._decide(read_gate(kong.ctx.shared.get(GATE)))
+        if isinstance(decision, Reply):
+            kong.response.exit(decision.status, decision.body, dict(decision.headers))
+        else:
+            kong.ctx.shared.set(DECISION, decision)
+
+    def log(self, kong: Any) -> None:
+        """Settle what the tap saw. A request that was refused, here or before, has nothing to settle."""
+        seen = read_tap(kong.ctx.shared.get(TAP))
+        if seen is None:
+            self._warn_of_missing_tap()
+            return
+        admitted, ending = seen
+        if admitted is not None:
+            self._settling.settle(admitted, ending, self._parts.prompts.take(admitted.hold_id))
+
+    def close(self) -> None:
+        """The row is gone; the last row of a process drains what is still to be settled."""
+        self._parts.leave()
+
+    def _decide(self, gate: GateRequest | None) -> dict[str, object] | Reply:
+        if gate is None:
+            message = "usage-gate is not enabled on this route: token-quota reads the request through it. Enable it."
+            return reply(Problem(503, "gate_missing", message), Caller())
+        endpoint = endpoint_of(gate.path)
+        caller = Caller(gate.id, endpoint, gate.accept)
+        if endpoint is None:
+            return self._unmetered(gate, caller)
+        if gate.method != "POST":
+            return reply(Problem(405, "method_not_allowed", "Use POST."), caller, {"Allow": "POST"})
+        try:
+            asked = self._read(gate, endpoint)
+            decided = self._admission.admit(self._ask(asked))
+        except NoIdentity as error:
+            return reply(Problem(401, "no_identity", str(error)), caller)
+        except BadRequest as error:
+            return reply(Problem(error.status, error.code, error.message, error.param), caller)
+        except LedgerUnavailable as error:
+            _log.error("ledger out of reach, refused %s: %s", gate.id, error)
+            message = "Token budgets cannot be checked right now. Try again in a moment."
+            return reply(Problem(503, "ledger_unavailable", message), caller, _LEDGER_RETRY)
+        if isinstance(decided, Denied):
+            return self._refused(asked, decided, caller)
+        return self._admitted(asked, decided)
+
+    def _unmetered(self, gate: GateRequest, caller: Caller) -> dict[str, object] | Reply:
+        if self._config.allow_unmetered:
+            return write_unmetered()
+        message = f"{gate.method} on this path is not served here. Operators can set unmetered_paths to allow."
+        return reply(Problem(404, "unknown_url", message), caller)
+
+    def _read(self, gate: GateRequest, endpoint: Endpoint) -> _Asked:
+        """
+        Raises:
+            NoIdentity, BadRequest: the request is not one we can meter.
+        """
+        tenant = tenant_of(gate, self._config)
+        if gate.refused == "too_large":
+            raise BadRequest(413, "request_too_large", "The body is larger than this route takes. Send less.")
+        if gate.refused is not None:
+            raise BadRequest(400, "unreadable_body", "The body could not be read. Send it again, whole.")
+        check_media_type(gate.content_type, gate.content_encoding)
+        request = parse(endpoint, gate.body, self._config.rules)
+        bound = usage_bound(request.demand, self._config.rules)
+        model = request.demand.model
+        planned = plan(self._config.budgets, model, _scope(gate, model), bound)
+        countable = not (self._config.rules.allow & request.fields.keys())
+        return _Asked(gate, tenant, request, planned, bound, countable)
+
+    def _ask(self, asked: _Asked) -> Ask:
+        demand, rules = asked.demand, self._config.rules
+        record = self._record(asked, asked.bound)
+        expired = billing_event(record, _ending(asked), NO_USAGE, Evidence.HELD, Outcome.EXPIRED)
+        return Ask(
+            tenant=asked.tenant,
+            hold_id=asked.gate.id,
+            planned=asked.planned,
+            bound=asked.bound,
+            choices=demand.choices,
+            bound_at=lambda prompt: usage_bound(demand, rules, prompt),
+            count_prompt=(lambda: self._count(asked.request)) if asked.countable else None,
+            expiry_event=expired,
+        )
+
+    def _count(self, request: Request) -> int:
+        """
+        Raises:
+            CountUnavailable: there is no tokenizer for the model, or no time.
+        """
+        texts = texts_for_counting(request)
+        counts = iter((self._counter.count(request.demand.model, texts) if texts else 0,))
+        # One job for all texts: a job a text would queue a long conversation behind itself.
+        return count_prompt(request, self._config.rules, lambda _: next(counts, 0))
+
+    def _admitted(self, asked: _Asked, held: Held) -> dict[str, object]:
+        gate, demand = asked.gate, asked.demand
+        self._alerts.note(asked.tenant, held)
+        if asked.countable:
+            self._parts.prompts.remember(gate.id, len(gate.body), lambda: self._count(asked.request))
+        salt = cache_salt(asked.tenant) if self._config.salt_per_tenant else None
+        body = rewrite(asked.request, cache_salt=salt, max_tokens=held.max_tokens)
+        response = quota_headers(held.planned, held.outcome.states, held.outcome.now_us)
+        response["X-Request-Id"] = gate.id
+        record = self._record(asked, held.bound, held.over)
+        return write_decision(record, demand, body, {"X-Request-Id": gate.id}, response)
+
+    def _refused(self, asked: _Asked, denied: Denied, caller: Caller) -> Reply:
+        if self._config.record_denials:
+            record = self._record(asked, denied.bound, over=(denied.refusal.budget,))
+            event = billing_event(record, _ending(asked, HTTPStatus.TOO_MANY_REQUESTS), *_NOTHING, Outcome.DENIED)
+
+            def write() -> None:
+                self._ledger.record(asked.tenant, asked.gate.id, event)
+
+            self._parts.settles.submit(write)
+        headers = quota_headers(denied.planned, denied.outcome.states, denied.outcome.now_us)
+        return refusal_reply(denied.refusal, caller, headers)
+
+    def _record(self, asked: _Asked, bound: Usage, over: tuple[str, ...] = ()) -> Admitted:
+        gate = asked.gate
+        return Admitted(
+            hold_id=gate.id,
+            tenant=asked.tenant,
+            model=asked.demand.model,
+            source=self._config.event_source,
+            prompt_bound=bound.prompt,
+            completion_bound=bound.completion,
+            credential=gate.credential,
+            consumer=gate.consumer.name if gate.consumer else None,
+            service=gate.service.name if gate.service else None,
+            route=gate.route.name if gate.route else None,
+            budgets=tuple(each.line.key for each in asked.planned),
+            over=over,
+            attributes={name: gate.headers[name] for name in self._config.event_headers if name in gate.headers},
+        )
+
+    def _warn_of_missing_tap(self) -> None:
+        if not self._warned_of_tap:
+            self._warned_of_tap = True
+            _log.error("usage-tap is not enabled on a route of token-quota: nothing is settled there. Enable it.")
+
+
+def cache_salt(tenant: str) -> str:
+    """The tenant's prefix cache in the engine. No secret is needed: a client's own salt never reaches the engine."""
+    return blake2b(tenant.encode("utf-8", "surrogatepass"), digest_size=16, person=b"token-quota").hexdigest()
+
+
+def _scope(gate: GateRequest, model: str) -> dict[Dimension, str]:
+    return {
+        Dimension.MODEL: model,
+        Dimension.SERVICE: gate.service.name if gate.service else "",
+        Dimension.ROUTE: gate.route.name if gate.route else "",
+        Dimension.CREDENTIAL: gate.credential or "",
+    }
+
+
+def _ending(asked: _Asked, status: int = 0) -> Ending:
+    """Of a request that no log phase will ever tell of."""
+    demand, now_ms = asked.demand, time.time_ns() // 1_000_000
+    return Ending(demand.endpoint.value, demand.stream, status=status, started_ms=now_ms)
