@@ -1,4 +1,4 @@
-"""Runs Kong Lua plugins outside Kong: LuaJIT through lupa, with the parts of Kong's PDK and ``ngx`` that plugins here use.
+"""Runs Kong Lua plugins outside Kong: LuaJIT through lupa, with the parts of Kong's PDK and ``ngx`` they use.
 
 The gateway drives one request through the phases; every call is synchronous and takes microseconds, so one host serves
 all requests of one event loop (a host is not thread-safe). Bytes stay bytes; header names and values are ``bytes``.
@@ -8,7 +8,7 @@ all requests of one event loop (a host is not thread-safe). Bytes stay bytes; he
     tap = host.plugin("usage-tap", {"guard": True})
     bearer = host.pre_function({"access": ["kong.service.request.set_header(...)"]})   # Kong's bundled pre-function
 
-    request = host.new_request(RequestState(id=..., method="POST", path="/v1/chat/completions", headers=[...], body=b"..."))
+    request = host.new_request(RequestState(id=..., method="POST", path="/v1/models", headers=[], body=b""))
     request.access(bearer)                              # Exit | None; LuaPluginError: Kong would answer its own 500
     request.authenticate(consumer, credential)          # what key-auth does; mappings as Kong's entities
     request.access(gate)

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from lupa.luajit21 import LuaError, LuaRuntime
+from lupa.luajit21 import LuaError, LuaRuntime, lua_type
 
 from kong_plugins.local_gateway.lua_host.convert import from_lua, to_lua
 from kong_plugins.local_gateway.lua_host.schema import with_defaults
@@ -115,7 +115,7 @@ class LuaHost:
             schema = self._require(f"kong.plugins.{name}.schema".encode())
         except LuaError as error:
             raise LuaPluginError(f"Lua plugin {name} in {self._plugins_dir} does not load: {error}") from error
-        fields = next((f["config"]["fields"] for f in _plain(schema[b"fields"]) if "config" in f), [])
+        fields: Sequence[Any] = next((f["config"]["fields"] for f in _plain(schema[b"fields"]) if "config" in f), [])
         complete = with_defaults(name, fields, config)
         return LuaPlugin(name, int(handler[b"PRIORITY"]), complete, handler, to_lua(self._lua, complete))
 
@@ -311,8 +311,8 @@ def _pairs(headers: Any) -> list[tuple[bytes, bytes]]:
 
 def _plain(table: Any) -> Any:
     """A schema as Python values: functions (validators) are left out."""
-    if hasattr(table, "items"):
-        items = {from_lua(k): _plain(v) for k, v in table.items() if not callable(v)}
+    if lua_type(table) == "table":
+        items = {from_lua(k): _plain(v) for k, v in table.items() if lua_type(v) != "function"}
         if items and all(isinstance(k, int) for k in items):
             return [items[i] for i in sorted(items)]
         return items

@@ -33,6 +33,7 @@ local function headers_first(list, name)
       return list[i][3]
     end
   end
+  return nil
 end
 
 local function headers_clear(list, name)
@@ -154,6 +155,7 @@ local request = module("kong.request", PHASES_REQUEST, {
         return value
       end
     end
+    return nil
   end,
 })
 merge(request, module("kong.request", PHASES_CHANGE, {
@@ -195,6 +197,8 @@ local service_request = module("kong.service.request", PHASES_CHANGE, {
       error("body must be a string", 2)
     end
     current.body = body
+    headers_set(current.headers, "Content-Length", #body)
+    headers_clear(current.headers, "transfer-encoding")
   end,
   set_raw_query = function(query)
     if type(query) ~= "string" then
@@ -323,7 +327,6 @@ kong = emulated("kong", {
   ctx = setmetatable({}, { __index = namespace }),
   log = emulated("kong.log", log),
 })
-rawset(kong.request, "get_id", within(PHASES_REQUEST, "kong.request.get_id", function() return current.id end))
 
 -- ngx.* --------------------------------------------------------------------------------------------------------------
 
@@ -344,6 +347,9 @@ ngx = emulated("ngx", {
 -- Modules plugins may require ----------------------------------------------------------------------------------------
 
 package.preload["cjson.safe"] = function() return cjson end
+package.preload["kong.observability.tracing.request_id"] = function()
+  return { get = function() return current.id end }
+end
 package.preload["kong.tools.sha256"] = function()
   return { sha256_hex = function(text) return bridge.sha256(text) end }
 end

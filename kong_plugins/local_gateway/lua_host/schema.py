@@ -1,4 +1,4 @@
-"""Kong plugin schemas (``schema.lua``, or an external plugin's dump) applied to a configuration: defaults and errors."""
+"""Kong plugin schemas (a ``schema.lua``, or an external plugin's dump) put to a configuration: defaults, errors."""
 
 from __future__ import annotations
 
@@ -51,6 +51,8 @@ def _record(path: str, fields: Any, value: Mapping[str, Any], errors: list[str])
 
 def _value(path: str, spec: Mapping[str, Any], value: Any, errors: list[str]) -> Any:
     kind = spec.get("type", "string")
+    if isinstance(value, (list, tuple, Mapping)) and not value:  # Lua has one empty table for both
+        value = {} if kind in ("record", "map") else []
     if kind == "record":
         if not isinstance(value, Mapping):
             errors.append(f"{path}: expected a record")
@@ -87,7 +89,7 @@ def _scalar_problem(kind: str, spec: Mapping[str, Any], value: Any) -> str | Non
             return f"value must be greater than {spec['gt']}"
     elif not isinstance(value, str):
         return "expected a string"
-    elif not value and not spec.get("len_min") == 0:
+    elif not value and spec.get("len_min") != 0:
         return "length must be at least 1"
     one_of = spec.get("one_of")
     if one_of and value not in one_of:
