@@ -51,6 +51,7 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("/v1/messages/count_tokens", "POST", count_tokens),
     ("/sim/faults", "GET", plain.show_faults),
     ("/sim/faults", "POST", plain.set_faults),
+    ("/sim/refuse", "POST", plain.refuse),
     ("/sim/reset", "POST", plain.reset),
     ("/sim/requests", "GET", plain.seen_requests),
 )

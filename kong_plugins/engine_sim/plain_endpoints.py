@@ -110,6 +110,19 @@ async def set_faults(service: Service, request: Request) -> Response:
     return JsonResponse(service.engine.faults.as_json())
 
 
+async def refuse(service: Service, request: Request) -> Response:
+    """Close the listening socket for ``{"for_ms": N}`` milliseconds. Connections that are open stay."""
+    fields = await read_fields(request)
+    fields.required("for_ms")
+    pause_ms = fields.integer("for_ms") or 0
+    if pause_ms < 1:
+        raise ApiError(400, f"for_ms is at least 1, not {pause_ms}", "BadFault")
+    if service.refuse_for is None:
+        raise ApiError(400, "Nothing listens that could refuse.", "BadFault")
+    service.refuse_for(pause_ms / 1000)
+    return JsonResponse({"refusing_for_ms": pause_ms})
+
+
 async def show_faults(service: Service, _request: Request) -> Response:
     return JsonResponse(service.engine.faults.as_json())
 

@@ -9,6 +9,7 @@ from kong_plugins.engine_sim.errors import ApiError, bad_parameter, invalid_fiel
 from kong_plugins.engine_sim.fields import Fields
 from kong_plugins.engine_sim.sequence import SamplingParams
 
+N_MAX = 16384  # vLLM's own bound (VLLM_MAX_N_SEQUENCES)
 _TEXT_PARTS = {"text", "input_text", "output_text", "refusal"}
 
 
@@ -56,9 +57,20 @@ def chat_messages(messages: object, loc: str = "body.messages") -> list[dict[str
         role = "system" if message["role"] == "developer" else message["role"]
         one: dict[str, Any] = {"role": role, "content": content_text(message.get("content"), loc)}
         if message.get("tool_calls"):
-            one["tool_calls"] = message["tool_calls"]
+            one["tool_calls"] = _tool_calls(message["tool_calls"], f"{loc}.{place}.tool_calls")
         rendered.append(one)
     return rendered
+
+
+def _tool_calls(calls: object, loc: str) -> list[dict[str, Any]]:
+    if not isinstance(calls, list):
+        raise invalid_field("list_type", loc, "Input should be a valid list", calls)
+    for call in calls:
+        function = call.get("function") if isinstance(call, dict) else None
+        texts = [function.get("name"), function.get("arguments")] if isinstance(function, dict) else [None]
+        if not all(isinstance(text, str) for text in texts):
+            raise invalid_field("missing", f"{loc}.function", "Field required", call)
+    return calls
 
 
 def _stops(fields: Fields, name: str) -> tuple[str, ...]:
@@ -69,6 +81,14 @@ def _stops(fields: Fields, name: str) -> tuple[str, ...]:
     if "" in stops:
         raise ApiError(400, "stop cannot contain an empty string.")
     return tuple(stops)
+
+
+def _token_ids(fields: Fields, name: str) -> frozenset[int]:
+    tokens = fields.items(name)
+    for token in tokens:
+        if type(token) is not int:
+            raise invalid_field("int_type", f"body.{name}", "Input should be a valid integer", token)
+    return frozenset(tokens)
 
 
 def _bias(fields: Fields) -> Mapping[int, float] | None:
@@ -94,7 +114,7 @@ def sampling_params(
         max_tokens=max_tokens,
         min_tokens=fields.integer("min_tokens") or 0,
         stop=_stops(fields, stop),
-        stop_token_ids=frozenset(fields.items("stop_token_ids")),
+        stop_token_ids=_token_ids(fields, "stop_token_ids"),
         include_stop=fields.boolean("include_stop_str_in_output"),
         ignore_eos=fields.boolean("ignore_eos"),
         logit_bias=_bias(fields),
@@ -104,6 +124,8 @@ def sampling_params(
     )
     if params.n < 1:
         raise ApiError(400, f"n must be at least 1, got {params.n}.")
+    if params.n > N_MAX:
+        raise ApiError(400, f"n must be at most {N_MAX}, got {params.n}.")
     if temperature is not None and temperature < 0:
         raise bad_parameter(f"temperature must be non-negative, got {temperature}.", "temperature", temperature)
     if max_tokens is not None and max_tokens < 1:

@@ -18,6 +18,7 @@ from kong_plugins.engine_sim.options import EngineOptions
 
 KEEP_ALIVE_S = 5  # vLLM's own default
 START_TIMEOUT_S = 30
+STOP_TIMEOUT_S = 1.0
 
 
 class _Protocol(H11Protocol):
@@ -50,6 +51,8 @@ class EngineSim:
         self._tasks: list[asyncio.Task[None]] = []
         self._server: _Server | None = None
         self._listener: asyncio.Server | None = None
+        self._reopening: asyncio.Future[None] | None = None
+        self._service.refuse_for = self.refuse_for
 
     @property
     def url(self) -> str:
@@ -78,7 +81,6 @@ class EngineSim:
             access_log=False,
             log_level="warning",
             timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=1,
         )
         config.load()
         self._server = server = _Server(config)
@@ -109,21 +111,40 @@ class EngineSim:
             self._listener.close()
             self._listener = None
 
+    def refuse_for(self, pause_s: float) -> None:
+        """`refuse` now, `accept` after some seconds."""
+        self.refuse()
+        self._reopening = asyncio.ensure_future(self._accept_after(pause_s))
+
+    async def _accept_after(self, pause_s: float) -> None:
+        await asyncio.sleep(pause_s)
+        await self.accept()
+
     async def stop(self) -> None:
-        """Stop listening, end what runs, close every connection."""
+        """Stop listening, end what runs, close every connection. Raises what the engine's ticker failed with, if it did."""
         server = self._server
         if server is None:
             return
+        if self._reopening is not None:
+            self._reopening.cancel()
         self.refuse()
         self.engine.kill()
-        server.should_exit = True
-        ticker, ticks = self._tasks
-        await ticks
-        await server.shutdown(sockets=[])
-        ticker.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await ticker
+        # Not uvicorn's own shutdown: that waits in steps of 0.1 s, which every test of a gateway would pay.
+        state = server.server_state
+        for connection in list(state.connections):
+            connection.shutdown()
+        give_up = asyncio.get_running_loop().time() + STOP_TIMEOUT_S
+        while (state.connections or state.tasks) and asyncio.get_running_loop().time() < give_up:
+            await asyncio.sleep(0.002)
+        for connection in list(state.connections):
+            connection.transport.abort()
+        for task in self._tasks:
+            task.cancel()
+        ends = await asyncio.gather(*self._tasks, return_exceptions=True)
         self._server = None
+        for end in ends:
+            if isinstance(end, Exception):
+                raise end
 
     async def failed(self) -> None:
         """Wait until the engine's ticker ends by an error, and raise it. It never ends otherwise."""

@@ -7,7 +7,7 @@ import json
 import time
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,7 @@ class Service:
     seen: deque[dict[str, Any]]
     started: int
     in_flight: int = 0
+    refuse_for: Callable[[float], None] | None = None  # set by the server that listens; seconds
 
     def check_model(self, fields: Fields) -> None:
         """Refuse a model that is not served; none at all means the served one."""

