@@ -13,6 +13,8 @@ Fields = dict[str, msgspec.Raw]
 
 INT_MAX = 2**31 - 1  # what engines keep token counts in
 
+_NAME_SHOWN_MAX = 64  # longer ones are no field of ours, and an answer does not grow with the request
+
 _decode_fields = msgspec.json.Decoder(Fields).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_text = msgspec.json.Decoder(str).decode
@@ -79,6 +81,7 @@ def _check_names(body: bytes, fields: Fields) -> None:
 
 
 def _repeated(name: str | None) -> NoReturn:
+    name = name if name is None or len(name) <= _NAME_SHOWN_MAX else None
     raise BadRequest(400, "duplicate_field", "The request body gives a field twice; send each field once.", name)
 
 
