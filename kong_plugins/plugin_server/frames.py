@@ -16,6 +16,9 @@ REQUEST = 0
 # without an answer would let the request go on without the plugin.
 BROKEN = b"\xc1"
 
+_FRAME_MAX = 100 << 20
+_BUFFER = 16 << 10  # what a connection holds at first; msgpack's default is 1 MiB for each
+
 UNDECODABLE = (ValueError, msgpack.exceptions.UnpackException)
 
 _pack = msgpack.Packer(unicode_errors="surrogateescape").pack
@@ -27,7 +30,9 @@ def unpacker() -> Any:
     Raises:
         UNDECODABLE: the bytes are no MessagePack, nested too deeply, or a frame of more than 100 MiB.
     """
-    return msgpack.Unpacker(raw=False, strict_map_key=False, unicode_errors="surrogateescape")
+    return msgpack.Unpacker(
+        raw=False, strict_map_key=False, unicode_errors="surrogateescape", read_size=_BUFFER, max_buffer_size=_FRAME_MAX
+    )
 
 
 def response(msgid: int, result: object) -> bytes:

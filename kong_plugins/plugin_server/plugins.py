@@ -40,7 +40,7 @@ class LoadedPlugin(Module):  # type: ignore[misc]  # kong-pdk has no types
         where = module.__name__
         self.mod = module
         self.load_time = time.time()
-        self.mtime = Path(module.__file__).stat().st_mtime if module.__file__ else 0.0
+        self.mtime = Path(file).stat().st_mtime if (file := getattr(module, "__file__", None)) else 0.0
         self.last_start_instance_time = self.last_close_instance_time = 0
         self.name = getattr(module, "NAME", where.rpartition(".")[2].replace("_", "-"))
         cls = getattr(module, "Plugin", None)

@@ -17,15 +17,15 @@ import msgpack
 TERMINAL = ("kong.response.exit", "kong.response.error")
 
 
-class ClosedWithoutAnswer(Exception):
+class ClosedWithoutAnswer(Exception):  # noqa: N818
     """Kong: "no data": the request goes on without the plugin."""
 
 
-class NotMessagePack(Exception):
+class NotMessagePack(Exception):  # noqa: N818
     """Kong: a Lua error, the request is a 500."""
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818
     """An error response."""
 
 
@@ -82,12 +82,23 @@ class Connection:
         except BrokenPipeError:
             raise ClosedWithoutAnswer from None
         self._unpacker = self._fresh()
+        return self.receive_answer()
+
+    def receive_answer(self) -> Any:
+        """The next response, notifications aside."""
         while True:
             answer = self.receive()
             if answer[0] == 2:
                 self.notifications.append(answer[1:])
                 continue
             return answer
+
+    def was_closed(self) -> bool:
+        """The server closed it, leaving nothing to read (waits)."""
+        try:
+            return self._sock.recv(1) == b""
+        except ConnectionResetError:
+            return True
 
     def close(self) -> None:
         self._sock.close()

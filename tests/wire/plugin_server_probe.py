@@ -82,8 +82,12 @@ class Plugin:
         elif method == "!swallow":
             try:
                 kong.response.exit(429, "no")
-            except BaseException:  # what a careless plugin does
+            except BaseException:  # noqa: BLE001  # what a careless plugin does
                 kong.ctx.shared.set("after", "exit")
+        elif method == "!big":
+            kong.service.request.set_raw_body("b" * args[0])
+        elif method == "!exit-object":
+            kong.response.exit(429, {"number": 1 << 70})
         elif method == "!set-object":
             kong.ctx.shared.set("object", object())
         else:
