@@ -121,7 +121,7 @@ class EngineSim:
         await self.accept()
 
     async def stop(self) -> None:
-        """Stop listening, end what runs, close every connection; raise what the engine's ticker failed with, if it did."""
+        """Stop listening, end what runs, close every connection; raise what the engine's ticker failed with."""
         server = self._server
         if server is None:
             return

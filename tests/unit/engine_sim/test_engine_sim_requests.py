@@ -132,34 +132,12 @@ def test_tokens_go_to_text_and_back() -> None:
 
 
 def test_vllms_flags_are_understood() -> None:
-    options = parse_arguments(
-        [
-            "--port",
-            "9000",
-            "--served-model-name",
-            "m",
-            "--api-key",
-            "k",
-            "--max-model-len",
-            "10",
-            "--block-size",
-            "16",
-            "--max-num-seqs",
-            "3",
-            "--reasoning-parser",
-            "deepseek_r1",
-            "--enable-force-include-usage",
-            "--enable-prompt-tokens-details",
-            "--enable-request-id-headers",
-            "--no-enable-prefix-caching",
-            "--answer",
-            "12",
-            "--die-after-tokens",
-            "4",
-            "--die-how",
-            "eof",
-        ]
+    line = (
+        "--port 9000 --served-model-name m --api-key k --max-model-len 10 --block-size 16 --max-num-seqs 3 "
+        "--reasoning-parser deepseek_r1 --enable-force-include-usage --enable-prompt-tokens-details "
+        "--enable-request-id-headers --no-enable-prefix-caching --answer 12 --die-after-tokens 4 --die-how eof"
     )
+    options = parse_arguments(line.split())
     expected = EngineOptions(
         port=9000,
         served_model_name="m",

@@ -1,4 +1,4 @@
-"""The files for `vllm serve --config`: every engine behind the gateway tells usage in the form that bills are made of."""
+"""The files for `vllm serve --config`: every engine behind the gateway tells usage as bills are made of it."""
 
 from __future__ import annotations
 
