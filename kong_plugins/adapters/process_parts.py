@@ -6,7 +6,7 @@ Kong makes an instance for each configured row and for each reload; none of them
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import gevent
@@ -16,6 +16,7 @@ from kong_plugins.adapters.ledger import connect_ledger
 from kong_plugins.adapters.tokenizers import ModelTokenCounter, OffLoopCounter
 from kong_plugins.application.ports import Ledger
 from kong_plugins.application.prompts import PromptsUnderWay
+from kong_plugins.domain.errors import CountUnavailable
 
 _log = logging.getLogger(__name__)
 
@@ -89,9 +90,20 @@ class ProcessParts:
         key = tuple(tokenizers.items())
         if key not in self._counters:
             models = ModelTokenCounter(tokenizers)
-            gevent.get_hub().threadpool.apply(models.warm, tuple(tokenizers.values()))
+            unavailable = gevent.get_hub().threadpool.apply(_warm, (models, tuple(tokenizers.values())))
+            if unavailable is not None:
+                raise unavailable
             self._counters[key] = OffLoopCounter(models)
         return self._counters[key]
+
+
+def _warm(counter: ModelTokenCounter, models: Sequence[str]) -> CountUnavailable | None:
+    """Returned, because a thread pool prints what its threads raise."""
+    try:
+        counter.warm(*models)
+    except CountUnavailable as error:
+        return error
+    return None
 
 
 @cache

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from types import MappingProxyType
 
 from kong_plugins.domain.holds import Outcome
 from kong_plugins.domain.usage import NO_USAGE, Evidence, Usage
@@ -19,7 +18,6 @@ CLIENT_CLOSED = 499  # nginx: the client went away before the answer's headers
 FIRST_ERROR = 400
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-_NONE: Mapping[str, str] = MappingProxyType({})
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -40,7 +38,7 @@ class Admitted:
     route: str | None = None
     budgets: tuple[str, ...] = ()
     over: tuple[str, ...] = ()  # soft and shadow budgets this request went over
-    attributes: Mapping[str, str] = field(default=_NONE)
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

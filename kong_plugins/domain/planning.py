@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from types import MappingProxyType
 from urllib.parse import quote
 
 from kong_plugins.domain.budgets import COMPLETION, PROMPT, TOTAL, UNITS_MAX, Budget, Dimension, Mode, Weights
@@ -13,7 +12,6 @@ from kong_plugins.domain.holds import Line, LineState
 from kong_plugins.domain.usage import Usage
 
 ANY_MODEL = "*"
-_NO_PRICES: Mapping[str, Weights] = MappingProxyType({})
 
 
 class Counts(StrEnum):
@@ -49,7 +47,7 @@ class BudgetRule:
 
     budget: Budget
     counts: Counts = Counts.TOTAL
-    prices: Mapping[str, Weights] = field(default=_NO_PRICES)
+    prices: Mapping[str, Weights] = field(default_factory=dict)
 
     def applies_to(self, model: str) -> bool:
         return not self.budget.models or model in self.budget.models

@@ -171,8 +171,8 @@ SCHEMA: Schema = [
     },
     {
         "context_tokens": _integer(
-            "The engine's context length (vLLM: --max-model-len). No choice is held for more, so that a large max_tokens"
-            " does not shut out others. Never state less than the engine's.",
+            "The engine's context length (vLLM: --max-model-len). No choice is held for more, so that a large"
+            " max_tokens does not shut out others. Never state less than the engine's.",
             1,
             COUNT_MAX,
         )
