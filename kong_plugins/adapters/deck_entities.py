@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 _ENTITIES = uuid.UUID("fd02801f-0957-4a15-a55a-c8d9606f30b5")
+WORKSPACE_ID = "0dc6f45b-8f8d-40d2-a504-473544ee190b"  # any fixed id does: DB-less Kong has one workspace
 _PORTS = {"http": 80, "https": 443}
 
 

@@ -1,1 +1,1 @@
-"""A stand-in for Kong on a machine without Kong: same decK file, same plugin servers, same Lua plugins. Development only."""
+"""A stand-in for Kong where there is none: same decK file, same plugin servers, same Lua plugins. Development only."""
