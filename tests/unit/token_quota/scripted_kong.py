@@ -1,8 +1,9 @@
-"""Kong's side of a plugin, answering as the recordings show it: tables lose nil, empty maps become lists, exit unwinds."""
+"""Kong's side of a plugin, answering as recorded: tables lose nil, empty maps become lists, exit unwinds."""
 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import msgpack
@@ -10,7 +11,7 @@ import msgpack
 from kong_plugins.adapters.ledger import MemoryLedger
 from kong_plugins.adapters.process_parts import ProcessParts
 from kong_plugins.application.ports import LedgerUnavailable
-from kong_plugins.domain.holds import HoldOutcome, HoldRequest, SettleOutcome, Settlement
+from kong_plugins.domain.holds import HoldOutcome, HoldRequest, Settlement, SettleOutcome
 from kong_plugins.token_quota.plugin import Plugin
 
 NOON_US = 1_763_812_800_000_000  # 2025-11-22T12:00:00Z
@@ -46,7 +47,7 @@ class _Response:
 
 
 class ScriptedKong:
-    """One request. ``calls`` are its PDK calls in order; ``tables`` is ``kong.ctx.shared``; ``exit`` the answer made."""
+    """One request. ``calls`` are its PDK calls in order; ``tables`` is ``kong.ctx.shared``; ``exit`` the answer."""
 
     def __init__(self, **tables: Any) -> None:
         self.tables: dict[str, Any] = {name: through_kong(table) for name, table in tables.items()}
@@ -56,10 +57,8 @@ class ScriptedKong:
         self.response = _Response(self)
 
     def run(self, phase: Any) -> ScriptedKong:
-        try:
+        with suppress(Exited):
             phase(self)
-        except Exited:
-            pass
         return self
 
     @property
@@ -108,7 +107,7 @@ class Clock:
 
 
 class SwitchableLedger(MemoryLedger):
-    """The ledger in memory behind a line that can be cut: before an operation reaches it, or before its reply is back."""
+    """The ledger in memory behind a line that can be cut: before an operation, or before its reply is back."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock)

@@ -1,0 +1,199 @@
+"""token-quota's log phase: what the tap saw goes into the ledger once, with one event."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import gevent
+import pytest
+from scripted_kong import Bench, ScriptedKong, budget, chat
+
+ROOMY = {"budgets": [budget(limit=100_000)]}
+ABORTED = {"ended": False}
+BEFORE_HEADERS = {"ended": False, "status": 499, "upstream_status": "-"}
+
+
+def test_real_usage_replaces_the_hold_in_one_call() -> None:
+    """One get; committed is the usage, nothing is held, and the event has figures, evidence and no key."""
+    bench = Bench(**ROOMY)
+    admitted = bench.access()
+    usage = {"prompt": 12, "completion": 40, "cached": 8, "reasoning": 19}
+    kong = bench.log(admitted, usage=usage, evidence="exact", finish="stop", engine_id="chatcmpl-1")
+    assert kong.calls == ["ctx.shared.get usage_tap"]
+    assert (bench.committed(), bench.held()) == (52, 0)
+    (event,) = bench.events()
+    assert (event["specversion"], event["id"], event["subject"]) == ("1.0", f"{1:032x}", "tenant_a")
+    assert event["time"] == "2025-11-22T12:00:01.500Z"
+    data = event["data"]
+    assert {k: data[k] for k in usage} == usage
+    assert (data["evidence"], data["outcome"], data["credential"]) == ("exact", "completed", "0123456789abcdef")
+    assert (data["service"], data["route"], data["model"]) == ("deepseek-r1", "v1", "deepseek-r1")
+    assert not [value for value in data.values() if isinstance(value, float)]
+
+
+def test_a_repeated_log_changes_nothing() -> None:
+    """Kong may run it again, and billing-events runs it too."""
+    bench = Bench(**ROOMY)
+    admitted = bench.access()
+    for completion in (40, 9_000):
+        bench.log(admitted, usage={"prompt": 12, "completion": completion}, evidence="exact")
+    assert bench.committed() == 52
+    assert len(bench.events()) == 1
+
+
+ENDINGS: dict[str, tuple[dict[str, Any], int, str, str]] = {
+    "aborted stream": (
+        {**ABORTED, "usage": {"prompt": 9, "completion": 5}, "evidence": "continuous"},
+        14,
+        "continuous",
+        "aborted",
+    ),
+    "usage seen, then left": (
+        {**ABORTED, "usage": {"prompt": 9, "completion": 5}, "evidence": "exact"},
+        14,
+        "exact",
+        "completed",
+    ),
+    "engine said 400": ({"status": 400, "upstream_status": "400"}, 0, "exact", "failed"),
+    "engine gone": ({"status": 502, "upstream_status": "502, 502", "source": "error"}, 0, "exact", "failed"),
+    "another plugin answered": ({"status": 200, "source": "exit", "upstream_status": None}, 0, "exact", "failed"),
+    "error event in the stream": (
+        {"error": True, "usage": {"prompt": 9, "completion": 5}, "evidence": "continuous"},
+        14,
+        "continuous",
+        "failed",
+    ),
+    "more than was held": (
+        {"usage": {"prompt": 9, "completion": 70_000}, "evidence": "exact"},
+        70_009,
+        "exact",
+        "completed",
+    ),
+    "large integers as floats": (
+        {"usage": {"prompt": 9.0, "completion": 5.0}, "evidence": "exact"},
+        14,
+        "exact",
+        "completed",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ENDINGS)
+def test_each_ending_is_charged_by_its_evidence(case: str) -> None:
+    """What the engine said is posted as it is; where it never generated, nothing."""
+    tap, charged, evidence, outcome = ENDINGS[case]
+    bench = Bench(**ROOMY)
+    bench.log(bench.access(chat(stream=True)), **tap)
+    (event,) = bench.events()
+    assert (bench.committed(), bench.held()) == (charged, 0)
+    assert (event["data"]["evidence"], event["data"]["outcome"]) == (evidence, outcome)
+
+
+@pytest.mark.parametrize(("policy", "evidence"), [("prompt", "tokenized"), ("hold", "held"), ("none", "held")])
+@pytest.mark.parametrize("tap", [ABORTED, BEFORE_HEADERS])
+def test_usage_nobody_saw_is_charged_by_policy(policy: str, evidence: str, tap: dict[str, Any]) -> None:
+    """An aborted whole answer shows none: its counted prompt, its hold, or nothing."""
+    bench = Bench(**ROOMY, unknown_usage=policy, tokenizers={"deepseek-r1": "deepseek-r1"}, chat_template="deepseek_r1")
+    admitted = bench.access()
+    held = bench.held()
+    bench.log(admitted, **tap)
+    # "How many?" is 3 tokens; the template adds 1 for the user and up to 4 for the request.
+    assert bench.committed() == {"prompt": 8, "hold": held, "none": 0}[policy]
+    (event,) = bench.events()
+    assert (event["data"]["evidence"], event["data"]["outcome"]) == (evidence, "aborted")
+
+
+def test_generated_text_without_usage_is_counted() -> None:
+    """A stream that carried no usage: prompt and text by the model's tokenizer."""
+    bench = Bench(**ROOMY, tokenizers={"deepseek-r1": "deepseek-r1"}, chat_template="deepseek_r1")
+    bench.log(bench.access(chat(stream=True)), text="Hello! Hello!", text_bytes=13, finish="stop")
+    (event,) = bench.events()
+    assert (event["data"]["prompt"], event["data"]["completion"]) == (8, 4)
+    assert (event["data"]["evidence"], event["data"]["outcome"]) == ("tokenized", "completed")
+
+
+def test_a_prompt_nobody_can_count_any_more_is_held_at_nothing() -> None:
+    """After a restart of the plugin server, or without a tokenizer: no invented figure."""
+    bench = Bench(**ROOMY)
+    bench.log(bench.access(chat(model="unheard-of")), **ABORTED)
+    (event,) = bench.events()
+    assert (bench.committed(), bench.held(), event["data"]["evidence"]) == (0, 0, "held")
+
+
+@pytest.mark.parametrize("tap", [None, [], {"v": 2}, {"v": 1, "status": 401, "source": "exit"}])
+def test_refused_requests_have_nothing_to_settle(tap: Any) -> None:
+    """401 before us, our own 429, or no tap at all: one get, no event, no error."""
+    bench = Bench(**ROOMY)
+    kong = ScriptedKong(usage_tap=tap).run(bench.plugin.log)
+    assert kong.calls == ["ctx.shared.get usage_tap"]
+    assert bench.events() == []
+
+
+def test_a_settlement_outlives_an_outage(caplog: pytest.LogCaptureFixture) -> None:
+    """The ledger is away when a request ends: posted, once, when it is back."""
+    bench = Bench(**ROOMY)
+    admitted = bench.access()
+    bench.ledger.cut = True
+    bench.log(admitted, usage={"prompt": 1, "completion": 2}, evidence="exact")
+    gevent.sleep(0)
+    assert bench.committed() == 0
+    bench.ledger.cut = False
+    assert bench.parts.settles.join(timeout_s=5)
+    assert (bench.committed(), len(bench.events())) == (3, 1)
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+
+
+def test_a_settlement_that_cannot_be_made_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """The process ends while the ledger is away: the event stands in the log, and close does not hang."""
+    bench = Bench(**ROOMY)
+    admitted = bench.access()
+    bench.ledger.cut = True
+    bench.log(admitted, usage={"prompt": 1, "completion": 2}, evidence="exact")
+    gevent.sleep(0)
+    bench.plugin.close()
+    assert '"completion":2' in caplog.records[-1].getMessage()
+
+
+def test_closing_drains_what_is_queued() -> None:
+    """The last row of a process goes: a settlement under way is still made."""
+    bench = Bench(**ROOMY)
+    admitted = bench.access()
+    bench.ledger.cut = True
+    bench.log(admitted, usage={"prompt": 1, "completion": 2}, evidence="exact")
+    bench.ledger.cut = False
+    bench.plugin.close()
+    assert bench.committed() == 3
+
+
+def test_a_hold_nobody_settles_expires_with_a_whole_event() -> None:
+    """No log phase ever came: the event has the tenant, the model and the outcome, and charges nothing."""
+    bench = Bench(**ROOMY, hold_ttl_s=60, event_headers=["X-Team"])
+    bench.access(headers={"x-team": "red"})
+    bench.clock.us += 10 * 86_400_000_000
+    bench.ledger.expire()
+    (event,) = bench.events()
+    assert (event["data"]["outcome"], event["data"]["evidence"], event["data"]["model"]) == (
+        "expired",
+        "held",
+        "deepseek-r1",
+    )
+    assert event["data"]["attributes"] == {"x-team": "red"}
+    assert bench.committed() == 0
+
+
+def test_a_tenant_without_budgets_is_billed_without_a_limit() -> None:
+    """No line to hold, still one event."""
+    bench = Bench()
+    bench.log(bench.access(), usage={"prompt": 1, "completion": 2}, evidence="exact")
+    (event,) = bench.events()
+    assert (event["data"]["prompt"], event["data"]["completion"]) == (1, 2)
+
+
+def test_prompts_under_way_are_forgotten_at_the_end() -> None:
+    """Nothing of a request stays in memory after its log phase."""
+    bench = Bench(**ROOMY)
+    admitted = bench.access()
+    assert bench.parts.prompts.bytes_held > 0
+    bench.log(admitted, usage={"prompt": 1, "completion": 2}, evidence="exact")
+    assert bench.parts.prompts.bytes_held == 0
