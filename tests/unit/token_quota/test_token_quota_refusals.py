@@ -145,6 +145,8 @@ def test_clamping_gives_what_is_left() -> None:
     assert bench.held() == 1_000
     assert kong.decision["log"]["bound"][1] == sent
     assert bench.access(chat(max_tokens=5_000)).status == 429
+    floor = Bench(budgets=[budget(limit=1_000)], on_short="clamp", clamp_min_tokens=sent + 1)
+    assert floor.access(chat(max_tokens=5_000)).status == 429
     both = Bench(budgets=[budget(limit=1_000)], on_short="clamp").access(chat(max_tokens=5_000, n=2))
     assert both.status is None
     assert json.loads(both.decision["body"])["max_tokens"] <= sent // 2 + 1
