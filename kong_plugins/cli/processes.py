@@ -98,7 +98,9 @@ class Processes:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, name: str, argv: Sequence[str], env: Mapping[str, str], ready: Ready, timeout_s: float = 30) -> Child:
+    def start(
+        self, name: str, argv: Sequence[str], env: Mapping[str, str], ready: Ready, timeout_s: float = 30
+    ) -> Child:
         """Start one process and wait until ``ready()``.
 
         Raises:

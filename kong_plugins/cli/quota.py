@@ -117,7 +117,13 @@ def show(
         balances, grants = connected.balances(tenant), connected.grants(tenant)
     if as_json:
         made = [
-            {"id": grant.grant_id, "budget": grant.line, "amount": grant.amount, "reason": grant.reason, "at_us": grant.at_us}
+            {
+                "id": grant.grant_id,
+                "budget": grant.line,
+                "amount": grant.amount,
+                "reason": grant.reason,
+                "at_us": grant.at_us,
+            }
             for grant in grants
         ]
         typer.echo(json.dumps({"tenant": tenant, "budgets": [_row(balance) for balance in balances], "grants": made}))
@@ -128,7 +134,9 @@ def show(
     console.print(table(list(balances)))
     for grant in grants[:5]:
         when = datetime.fromtimestamp(grant.at_us / 1e6, UTC)
-        console.print(f"grant {grant.amount:+,} on {grant.line} at {when:%Y-%m-%d %H:%M:%S}: {grant.reason}", markup=False)
+        console.print(
+            f"grant {grant.amount:+,} on {grant.line} at {when:%Y-%m-%d %H:%M:%S}: {grant.reason}", markup=False
+        )
 
 
 def _pick(connected: Ledger, tenant: str, budget: str | None) -> Line:

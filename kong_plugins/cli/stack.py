@@ -178,7 +178,9 @@ def start_stack(options: StackOptions, resources: ExitStack, say: Say) -> Stack:
 def _start_engine(options: StackOptions, processes: Processes, say: Say) -> str:
     if options.upstream not in {"sim", "vllm-cpu"}:
         if urlsplit(options.upstream).scheme not in {"http", "https"}:
-            raise StackError(f"--upstream is sim, vllm-cpu or a URL such as http://127.0.0.1:8000/v1, not {options.upstream!r}")
+            raise StackError(
+                f"--upstream is sim, vllm-cpu or a URL such as http://127.0.0.1:8000/v1, not {options.upstream!r}"
+            )
         say(f"engine      {options.upstream} (already running)")
         return options.upstream.rstrip("/")
     port = free_port()
@@ -202,7 +204,19 @@ def _vllm_cpu(port: int, extra: tuple[str, ...]) -> list[str]:
         )
     config = source_root() / "vllm" / "cpu-test-model.yaml"
     module = ["-m", "vllm.entrypoints.openai.api_server"]  # the package vllm-cpu has no `vllm serve`
-    return [python, *module, "--config", str(config), "--model", model, "--host", "127.0.0.1", "--port", str(port), *extra]
+    return [
+        python,
+        *module,
+        "--config",
+        str(config),
+        "--model",
+        model,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        *extra,
+    ]
 
 
 def _start_local(options: StackOptions, stack: Stack, env: dict[str, str], port: int) -> None:

@@ -122,7 +122,9 @@ def main() -> int:
     options = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     header = f"{'server':<22} {'conn':>4} {'req/s':>9} {'p50 ms':>8} {'p99 ms':>8} {'server µs':>10} {'driver µs':>10}"
-    print(f"{header} {'access':>7} {'log':>6} {'errors':>6}   (PDK calls a request; ms: access phase; µs: CPU a request)")
+    print(
+        f"{header} {'access':>7} {'log':>6} {'errors':>6}   (PDK calls a request; ms: access phase; µs: CPU a request)"
+    )
     with ExitStack() as resources:
         directory = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="tq-bench-")))
         ledger = resources.enter_context(EmbeddedValkey(directory / "ledger"))

@@ -91,7 +91,9 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         monkeypatch = resources.enter_context(pytest.MonkeyPatch.context())
         for name in [*TENANTS, "tenant_a", "tenant_b"]:
             monkeypatch.setenv(f"DECK_{name.upper()}_KEY", f"sk-{uuid.uuid4().hex}")
-        options = StackOptions(config=suite_config(directory), gateway=Gateway(request.param), port=0, data_dir=directory)
+        options = StackOptions(
+            config=suite_config(directory), gateway=Gateway(request.param), port=0, data_dir=directory
+        )
         stack = start_stack(options, resources, print)
         yield Running(stack, connect_ledger(stack.ledger_url), request.param)
 

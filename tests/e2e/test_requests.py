@@ -30,7 +30,9 @@ def balance(running: Running, tenant: str) -> Balance:
 
 def settled(running: Running, tenant: str) -> int:
     """Committed tokens once no hold is open."""
-    wait_for(lambda: bool(running.ledger.balances(tenant)) and balance(running, tenant).state.held == 0, f"{tenant} settles")
+    wait_for(
+        lambda: bool(running.ledger.balances(tenant)) and balance(running, tenant).state.held == 0, f"{tenant} settles"
+    )
     return balance(running, tenant).state.committed
 
 
@@ -117,7 +119,9 @@ def test_an_aborted_stream_is_charged_what_the_engine_generated(running: Running
             break
     stream.close()
     charged = settled(running, "aborter") - before_ledger
-    wait_for(lambda: running.http.get(f"{running.stack.engine_root}/load").json()["server_load"] >= 0, "the engine answers")
+    wait_for(
+        lambda: running.http.get(f"{running.stack.engine_root}/load").json()["server_load"] >= 0, "the engine answers"
+    )
     after = running.engine()
     generated = after.completion - before_engine.completion
     assert 15 <= generated < 2000
