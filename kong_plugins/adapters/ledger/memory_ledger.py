@@ -57,6 +57,14 @@ class _Hold:
     posted: tuple[tuple[str, int], ...] = ()
 
 
+def _apart(kept: _Kept) -> _Kept:
+    """A bucket is looked at apart from what is kept: refilled at the asker's limit, it stays so only if it is posted
+    to. In the other counters time does the same whoever asks."""
+    if isinstance(kept.counter, BucketCounter):
+        return replace(kept, counter=replace(kept.counter))
+    return kept
+
+
 class MemoryLedger:
     """A ``Ledger`` of one process. ``clock`` gives microseconds since the epoch."""
 
@@ -205,9 +213,10 @@ class MemoryLedger:
             found = []
             for kept in self._counters.values():
                 if kept.tenant == tenant and kept.live_until_us > now_us:
-                    kept.counter.advance(now_us, kept.limit)
-                    reset_us = kept.counter.reset_us(now_us, kept.limit, 0)
-                    state = LineState(kept.line_key, kept.limit, kept.counter.committed, kept.counter.held, reset_us)
+                    counter = _apart(kept).counter
+                    counter.advance(now_us, kept.limit)
+                    reset_us = counter.reset_us(now_us, kept.limit, 0)
+                    state = LineState(kept.line_key, kept.limit, counter.committed, counter.held, reset_us)
                     found.append(Balance(tenant, state, kept.window, kept.mode))
             return tuple(sorted(found, key=lambda balance: (balance.state.key, balance.window)))
 
@@ -217,18 +226,21 @@ class MemoryLedger:
             return tuple(sorted({kept.tenant for kept in self._counters.values() if kept.live_until_us > now_us}))
 
     def expire(self) -> int:
+        return sum(map(self.expire_partition, range(PARTITIONS)))
+
+    def expire_partition(self, partition: int) -> int:
+        """``expire`` for one partition, for whoever shares them out."""
         with self._lock:
             now_us = self._clock()
-            ended = 0
-            for partition in range(PARTITIONS):
-                ended += self._sweep(partition, now_us, bound=len(self._due[partition]))
-                ending = self._ending[partition]
-                while ending and ending[0][0] <= now_us:
-                    hold = self._holds.get(heappop(ending)[1])
-                    if hold is not None:
-                        ended += self._advance(hold, now_us)
+            ended = self._sweep(partition, now_us, bound=len(self._due[partition]))
+            ending = self._ending[partition]
+            while ending and ending[0][0] <= now_us:
+                hold = self._holds.get(heappop(ending)[1])
+                if hold is not None:
+                    ended += self._advance(hold, now_us)
             for path in [path for path, kept in self._counters.items() if now_us >= kept.expires_us]:
-                del self._counters[path]
+                if partition_of(self._counters[path].tenant) == partition:
+                    del self._counters[path]
             return ended
 
     def outbox(self, partition: int, after: str = "0", count: int = 100) -> tuple[OutboxEntry, ...]:
@@ -255,6 +267,7 @@ class MemoryLedger:
         kept = self._counters.get(path)
         if kept is None or now_us >= kept.expires_us:
             kept = _Kept(counter, tenant, line.key, describe(line.window), line.limit, line.mode)
+        kept = _apart(kept)
         kept.counter.advance(now_us, line.limit)
         return path, kept
 

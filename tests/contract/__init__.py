@@ -1,0 +1,1 @@
+"""Contract suites: one for each port, over every implementation."""
