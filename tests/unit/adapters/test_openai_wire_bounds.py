@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -95,17 +96,28 @@ _schemas = st.recursive(
 )
 
 
+def nested(depth: int) -> Any:
+    return [nested(depth - 1), 1, 2, 3] if depth else 0
+
+
 @settings(deadline=None)
-@given(_schemas, st.booleans(), st.sampled_from([None, 2, 4]))
+@example(schema="é" * 300, escape=True, indent=None)
+@example(schema="一" * 300, escape=True, indent=None)
+@example(schema=nested(55), escape=False, indent=4)
+@example(schema=[0] * 300, escape=False, indent=4)
+@given(schema=_schemas, escape=st.booleans(), indent=st.sampled_from([None, 2, 4]))
 def test_tools_are_bounded_however_a_template_prints_them(
     oracle: Count, count_text: Count, schema: Any, escape: bool, indent: int | None
 ) -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"x": schema}}}]
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "tools": tools}
-    request = parse(Endpoint.CHAT, json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(), R1)
+    rules = replace(R1, tools_preamble=0)
+    request = parse(Endpoint.CHAT, json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(), rules)
     printed = json.dumps(tools, ensure_ascii=escape, indent=indent)
-    real = oracle(r1_prompt([{"role": "system", "content": printed * 2}, *body["messages"]], think=True))  # type: ignore[misc]
-    assert real <= count_prompt(request, R1, count_text) <= request.demand.prompt_bound
+    twice = oracle(
+        r1_prompt([{"role": "system", "content": printed * 2}, {"role": "user", "content": "hi"}], think=True)
+    )
+    assert twice <= count_prompt(request, rules, count_text) <= request.demand.prompt_bound
 
 
 def test_tool_calls_and_their_results_are_bounded(oracle: Count, count_text: Count) -> None:
