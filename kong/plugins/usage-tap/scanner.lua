@@ -186,7 +186,6 @@ function Scanner:feed(s, i, j, base)
     if state == STRING then
       local quote = string_end(self, s, i, j)
       if not quote then
-        i = j + 1
         break
       end
       if self.capture then
@@ -208,7 +207,6 @@ function Scanner:feed(s, i, j, base)
         self.key_piece = start .. sub(s, i, last)
       end
       if not quote then
-        i = j + 1
         break
       end
       local node = self.nodes[self.depth].members[self.key_piece]
@@ -223,7 +221,6 @@ function Scanner:feed(s, i, j, base)
     elseif state == SKIPSTRING then
       local quote = string_end(self, s, i, j)
       if not quote then
-        i = j + 1
         break
       end
       state = SKIP

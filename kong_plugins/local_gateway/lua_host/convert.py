@@ -49,19 +49,17 @@ def from_lua(value: Any) -> Any:
     Raises:
         TypeError: the value (a function, userdata) cannot be packed; Kong's request would fail there.
     """
-    if value is None or isinstance(value, (bool, int)):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, int):  # lupa gives every integral double as one
+        return value if abs(value) < _EXACT else float(value)
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
     if isinstance(value, float):
         return int(value) if value.is_integer() and abs(value) < _EXACT else value
     if lua_type(value) != "table":
         raise TypeError(f"a Lua {lua_type(value)} cannot be packed as MessagePack")
-    items = {_key(key): from_lua(item) for key, item in value.items()}
+    items = {from_lua(key): from_lua(item) for key, item in value.items()}
     if all(isinstance(key, int) and key > 0 for key in items) and max(items, default=0) == len(items):
         return [items[index] for index in range(1, len(items) + 1)]
     return items
-
-
-def _key(key: Any) -> Any:
-    return from_lua(key)

@@ -94,7 +94,8 @@ class LuaHost:
         bridge[b"sha256"] = _sha256
         bridge[b"read"] = self._read
         cjson = self._run_file("cjson.lua")
-        self._host = self._run_file("kong_pdk.lua", bridge, cjson)
+        self._host = self._run_file("kong_pdk.lua", bridge, cjson, self._run_file("headers.lua"))
+        self._run_file("modules.lua", bridge, cjson, self._host[b"request_id"])
         self._host[b"buffer_bytes"](body_buffer_bytes)
         self._require = self._lua.globals()[b"require"]
 

@@ -1,10 +1,12 @@
 -- The globals `kong` and `ngx` as Kong 3.9.1 gives them to plugins, over one request table at a time. Loaded once per host
--- with (bridge, cjson): bridge.log(level, text), bridge.now() in seconds, bridge.sha256(bytes) as hex digits,
--- bridge.read(name): source of a plugin's module or nil. Returns the functions the Python side drives requests with.
+-- with (bridge, cjson, headers): bridge.log(level, text), bridge.now() in seconds; the modules cjson.lua and headers.lua.
+-- Returns the functions the Python side drives requests with.
 
-local bridge, cjson = ...
+local bridge, cjson, headers = ...
 
-local lower, gsub, format = string.lower, string.gsub, string.format
+local lower, format = string.lower, string.format
+local headers_first, headers_clear, headers_add = headers.first, headers.clear, headers.add
+local headers_set, headers_table, check_value = headers.set, headers.as_table, headers.check
 
 local current         -- the request being worked on
 local phase = "init"  -- the phase of Kong it is in
@@ -16,82 +18,6 @@ local function emulated(name, members)
   return setmetatable(members, {
     __index = function(_, key)
       error(format("%s.%s is not emulated outside Kong", name, tostring(key)), 2)
-    end,
-  })
-end
-
--- Headers: an ordered list of { lower-case name, name as sent, value } -------------------------------------------------
-
-local function dashed(name)
-  return (gsub(lower(name), "_", "-"))
-end
-
-local function headers_first(list, name)
-  name = dashed(name)
-  for i = 1, #list do
-    if dashed(list[i][1]) == name then
-      return list[i][3]
-    end
-  end
-  return nil
-end
-
-local function headers_clear(list, name)
-  name = lower(name)
-  local kept = 0
-  for i = 1, #list do
-    local entry = list[i]
-    list[i] = nil
-    if entry[1] ~= name then
-      kept = kept + 1
-      list[kept] = entry
-    end
-  end
-end
-
-local function check_value(name, value)
-  if type(name) ~= "string" then
-    error(format("invalid header name %q: got %s, expected string", tostring(name), type(name)), 3)
-  end
-  local kind = type(value)
-  if kind ~= "string" and kind ~= "number" and kind ~= "boolean" and kind ~= "table" then
-    error(format("invalid header value for %q: got %s, expected string, number, boolean or array of strings", name, kind), 3)
-  end
-end
-
-local function headers_add(list, name, value)
-  if type(value) == "table" then
-    for i = 1, #value do
-      headers_add(list, name, value[i])
-    end
-    return
-  end
-  -- nginx cuts nothing out of a value, but OpenResty escapes line breaks so that no header can be smuggled in
-  value = gsub(tostring(value), "[\r\n%z]", function(c) return format("%%%02X", c:byte()) end)
-  list[#list + 1] = { lower(name), name, value }
-end
-
-local function headers_set(list, name, value)
-  headers_clear(list, name)
-  headers_add(list, name, value)
-end
-
-local function headers_table(list)
-  local all = {}
-  for i = 1, #list do
-    local name, value = list[i][1], list[i][3]
-    local seen = all[name]
-    if seen == nil then
-      all[name] = value
-    elseif type(seen) == "table" then
-      seen[#seen + 1] = value
-    else
-      all[name] = { seen, value }
-    end
-  end
-  return setmetatable(all, {
-    __index = function(t, key)
-      return type(key) == "string" and rawget(t, dashed(key)) or nil
     end,
   })
 end
@@ -217,16 +143,16 @@ local service_request = module("kong.service.request", PHASES_CHANGE, {
   end,
 })
 
-local function exit(status, body, headers)
+local function exit(status, body, extra)
   if type(status) ~= "number" or status < 100 or status > 599 then
     error("code must be a number between 100 and 599", 2)
   elseif body ~= nil and type(body) ~= "string" and type(body) ~= "table" then
     error("body must be a nil, string or table", 2)
-  elseif headers ~= nil and type(headers) ~= "table" then
+  elseif extra ~= nil and type(extra) ~= "table" then
     error("headers must be a nil or table", 2)
   end
   local answer = { status = status, headers = {} }
-  for name, value in pairs(headers or {}) do
+  for name, value in pairs(extra or {}) do
     check_value(name, value)
     headers_set(answer.headers, name, value)
   end
@@ -344,54 +270,13 @@ ngx = emulated("ngx", {
   get_phase = function() return phase end,
 })
 
--- Modules plugins may require ----------------------------------------------------------------------------------------
-
-package.preload["cjson.safe"] = function() return cjson end
-package.preload["kong.observability.tracing.request_id"] = function()
-  return { get = function() return current.id end }
-end
-package.preload["kong.tools.sha256"] = function()
-  return { sha256_hex = function(text) return bridge.sha256(text) end }
-end
-package.preload["resty.lrucache"] = function()
-  -- Bounded like the real one, forgetting everything when full: right for a cache, and three lines.
-  return {
-    new = function(size)
-      local values, count = {}, 0
-      return {
-        get = function(_, key) return values[key] end,
-        set = function(_, key, value)
-          if values[key] == nil then
-            if count >= size then
-              values, count = {}, 0
-            end
-            count = count + 1
-          end
-          values[key] = value
-        end,
-      }
-    end,
-  }
-end
-package.preload["kong.db.schema.typedefs"] = function()
-  return setmetatable({
-    no_consumer = { type = "record", fields = {} },
-    protocols_http = { type = "set", elements = { type = "string" }, default = { "grpc", "grpcs", "http", "https" } },
-    header_name = { type = "string" },
-  }, { __index = function(_, name) error("typedefs." .. name .. " is not emulated outside Kong", 2) end })
-end
-
-table.insert(package.loaders, 2, function(name)
-  local source, where = bridge.read(name)
-  if source then
-    return assert(loadstring(source, "@" .. where))
-  end
-  return "\n\tno plugin module '" .. name .. "'"
-end)
-
 -- What the Python side drives ------------------------------------------------------------------------------------------
 
 local host = {}
+
+function host.request_id()
+  return current.id
+end
 
 function host.buffer_bytes(bytes)
   BUFFER_BYTES = bytes
