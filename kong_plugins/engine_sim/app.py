@@ -55,6 +55,7 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("/sim/reset", "POST", plain.reset),
     ("/sim/requests", "GET", plain.seen_requests),
 )
+BODY_KEPT_BYTES = 1 << 20  # a thousand remembered bodies of 10 MB would be the whole machine
 _GENERATING = {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"}
 _REFUSAL_KINDS = {429: "RateLimitError", 500: "InternalServerError", 503: "ServiceUnavailableError"}
 
@@ -195,6 +196,7 @@ class Notes:
             "query": scope["query_string"].decode("latin-1"),
             "headers": [[name.decode("latin-1"), value.decode("latin-1")] for name, value in scope["headers"]],
             "body": "",
+            "size": 0,
         }
         body = bytearray()
 
@@ -203,7 +205,8 @@ class Notes:
             if message["type"] == "http.request":
                 body.extend(message.get("body", b""))
                 if not message.get("more_body"):
-                    note["body"] = body.decode("utf-8", "backslashreplace")
+                    note["body"] = body[:BODY_KEPT_BYTES].decode("utf-8", "backslashreplace")
+                    note["size"] = len(body)
             return message
 
         self._service.seen.append(note)

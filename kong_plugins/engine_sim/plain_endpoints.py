@@ -137,8 +137,8 @@ async def reset(service: Service, _request: Request) -> Response:
 async def seen_requests(service: Service, request: Request) -> Response:
     """The last requests (``?last=N``, default all kept) as they came, oldest first.
 
-    Each has ``method``, ``path``, ``query``, ``headers`` (pairs, in order) and ``body`` (text; bytes that are no UTF-8
-    appear as backslash escapes).
+    Each has ``method``, ``path``, ``query``, ``headers`` (pairs, in order), ``body`` (text, 1 MiB at most; bytes
+    that are no UTF-8 appear as backslash escapes) and ``size`` (the body's bytes).
     """
     last = request.query_params.get("last", "")
     if last and not last.isdigit():

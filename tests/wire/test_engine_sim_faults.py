@@ -289,7 +289,7 @@ def test_requests_are_remembered_as_they_came() -> None:
         await ask(sim.port, get("/metrics"))
         [first, second] = payload(await ask(sim.port, get("/sim/requests")))["requests"]
         assert (first["method"], first["path"], first["query"]) == ("POST", "/v1/completions", "a=1")
-        assert first["body"] == body.decode()
+        assert (first["body"], first["size"]) == (body.decode(), len(body))
         assert ["x-tenant", "acme"] in first["headers"]
         assert second["path"] == "/v1/models"
         assert payload(await ask(sim.port, get("/sim/requests?last=1")))["requests"] == [second]

@@ -110,7 +110,7 @@ async def _running(sim: EngineSim) -> float:
 
 @cache
 def replayed(folder: str) -> dict[str, Exchange]:
-    return asyncio.run(_replay(folder))
+    return asyncio.run(asyncio.wait_for(_replay(folder), 60))
 
 
 def kept(folder: str, name: str) -> Exchange:
@@ -243,7 +243,7 @@ def test_what_waits_and_what_runs_is_told() -> None:
         await sim.stop()
         return samples(text)
 
-    got, want = asyncio.run(run()), samples(kept("extra", QUEUED).body)
+    got, want = asyncio.run(asyncio.wait_for(run(), 20)), samples(kept("extra", QUEUED).body)
     told = re.compile(
         "vllm:(num_requests|kv_cache|prefix_cache_queries_total|prompt_tokens_total|request_success_total)"
     )
