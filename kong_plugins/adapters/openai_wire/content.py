@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import msgspec
 
@@ -26,6 +28,12 @@ _MESSAGE_TEXT = ("name", "reasoning", "reasoning_content", "refusal")  # beside 
 _ITEMS = frozenset({"function_call", "function_call_output", "reasoning"})
 _TOOL_TYPES = frozenset({"function", "custom"})
 _MULTIBYTE_AS_ESCAPE = 3  # a character of 2 bytes printed as \uXXXX takes 6
+_INDENT = 4
+_FORMATTED_MAX = 2**18  # At the deepest nesting a larger value would be hundreds of megabytes when indented.
+
+_FIRST_ELEMENT = re.compile(rb"\[[ \t\n\r]*(.)", re.DOTALL)
+_decode_ids = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0)]]).decode
+_decode_id_lists = msgspec.json.Decoder(list[list[Annotated[int, msgspec.Meta(ge=0)]]]).decode
 
 
 @dataclass(slots=True)
@@ -40,16 +48,34 @@ class Prompt:
     calls: int = 0  # tool calls, each with marks of its own
     media: int = 0  # most tokens of media parts
     media_bytes: int = 0  # what those parts take in the body
+    items: int = 0  # messages with their fields, parts, prompts: what reading takes time for
 
     @property
     def prompts(self) -> int:
         return max(1, self.plain)
 
+    def add_items(self, name: str, count: int, rules: WireRules) -> None:
+        """
+        Raises:
+            BadRequest: reading on would keep other requests waiting.
+        """
+        self.items += count
+        if self.items > rules.max_items:
+            raise BadRequest(
+                400,
+                "too_many_items",
+                f"The request holds more than {rules.max_items} messages, parts and fields.",
+                name,
+            )
+
 
 def printed_bound(raw: msgspec.Raw | bytes, rules: WireRules) -> int:
     """The most bytes, so tokens, of a JSON value that a template prints as JSON, indented and escaped as it likes."""
     text = bytes(raw)
-    size = len(msgspec.json.format(text, indent=4))
+    if len(text) > _FORMATTED_MAX:
+        size = len(text) * (1 + _INDENT * rules.max_depth)
+    else:
+        size = len(msgspec.json.format(text, indent=_INDENT))
     if not text.isascii():
         size *= _MULTIBYTE_AS_ESCAPE
     return size * rules.expansion
@@ -87,12 +113,13 @@ def _required(fields: Fields, name: str) -> msgspec.Raw:
     return raw
 
 
-def _elements(name: str, raw: msgspec.Raw, what: str) -> list[msgspec.Raw]:
+def _elements(name: str, raw: msgspec.Raw, what: str, prompt: Prompt, rules: WireRules) -> list[msgspec.Raw]:
     if kind(raw) != "[":
         raise BadRequest(400, "invalid_type", f"`{name}` must be an array of {what}.", name)
     elements = read_list(raw)
     if not elements:
         raise BadRequest(400, "empty_array", f"`{name}` must not be empty.", name)
+    prompt.add_items(name, len(elements), rules)
     return elements
 
 
@@ -108,37 +135,43 @@ def _read_plain(name: str, raw: msgspec.Raw, prompt: Prompt, rules: WireRules) -
         prompt.texts.append(raw)
         prompt.plain = 1
         return
-    elements = _elements(name, raw, "strings or token ids")
-    kinds = {kind(element) for element in elements}
-    if kinds == {"0"}:
-        prompt.plain = 1
-        prompt.token_ids = _token_ids(name, elements)
-    elif kinds == {'"'}:
-        prompt.plain = len(elements)
-        prompt.texts.extend(elements)
-    elif kinds == {"["}:
-        prompt.plain = len(elements)
-        for index, element in enumerate(elements):
-            at = f"{name}[{index}]"
-            prompt.token_ids += _token_ids(at, _elements(at, element, "token ids"))
-    else:
-        raise BadRequest(
-            400, "invalid_type", f"`{name}` must be a string, or an array of only strings or only token ids.", name
-        )
+    first = _FIRST_ELEMENT.match(memoryview(raw))
+    if first is None:
+        raise _not_plain(name)
+    # Ids are decoded at once, by type: one object for each of a million ids would hold up everyone else.
+    try:
+        match first[1]:
+            case b'"':
+                prompt.texts = read_list(raw)
+                prompt.plain = len(prompt.texts)
+            case b"[":
+                lists = _decode_id_lists(raw)
+                prompt.plain = len(lists) if all(lists) else 0
+                prompt.token_ids = sum(map(len, lists))
+            case b"]":
+                pass
+            case _:
+                prompt.plain = 1
+                prompt.token_ids = len(_decode_ids(raw))
+    except msgspec.ValidationError:
+        raise _not_plain(name) from None
+    if not prompt.plain:
+        raise BadRequest(400, "empty_array", f"`{name}` must not be empty, nor hold an empty prompt.", name)
     if prompt.plain > rules.max_prompts:
         raise BadRequest(
             400, "too_many_prompts", f"`{name}` may hold at most {rules.max_prompts} prompts; send them in parts.", name
         )
+    if any(kind(text) != '"' for text in prompt.texts):
+        raise _not_plain(name)
 
 
-def _token_ids(name: str, elements: list[msgspec.Raw]) -> int:
-    if not all(bytes(element).isdigit() for element in elements):
-        raise BadRequest(400, "invalid_type", f"`{name}` must hold token ids: integers of 0 and more.", name)
-    return len(elements)
+def _not_plain(name: str) -> BadRequest:
+    message = f"`{name}` must be a string, or an array of only strings or only token ids (integers of 0 and more)."
+    return BadRequest(400, "invalid_type", message, name)
 
 
 def _read_messages(raw: msgspec.Raw, prompt: Prompt, rules: WireRules) -> None:
-    for index, element in enumerate(_elements("messages", raw, "messages")):
+    for index, element in enumerate(_elements("messages", raw, "messages", prompt, rules)):
         at = f"messages[{index}]"
         _read_message(at, _object(at, element), prompt, rules)
 
@@ -148,6 +181,7 @@ def _read_message(at: str, message: Fields, prompt: Prompt, rules: WireRules) ->
     if role is None or kind(role) != '"':
         raise BadRequest(400, "invalid_type", f"`{at}.role` must be a string.", f"{at}.role")
     prompt.roles.append(read_text(role))
+    prompt.add_items(at, len(message), rules)
     for name, raw in message.items():
         if name == "content":
             _read_content(f"{at}.content", raw, prompt, rules)
@@ -167,7 +201,9 @@ def _read_content(at: str, raw: msgspec.Raw, prompt: Prompt, rules: WireRules) -
         case "n":
             pass
         case "[":
-            for index, part in enumerate(read_list(raw)):
+            parts = read_list(raw)
+            prompt.add_items(at, len(parts), rules)
+            for index, part in enumerate(parts):
                 _read_part(f"{at}[{index}]", part, prompt, rules)
         case _:
             raise BadRequest(400, "invalid_type", f"`{at}` must be a string or an array of parts.", at)
@@ -212,7 +248,7 @@ def _read_responses_input(raw: msgspec.Raw, prompt: Prompt, rules: WireRules) ->
         prompt.roles.append("user")
         prompt.texts.append(raw)
         return
-    for index, element in enumerate(_elements("input", raw, "items")):
+    for index, element in enumerate(_elements("input", raw, "items", prompt, rules)):
         at = f"input[{index}]"
         item = _object(at, element)
         item_type = item.get("type")
@@ -242,7 +278,7 @@ def _read_system(fields: Fields, name: str, prompt: Prompt, rules: WireRules) ->
 def _read_printed(fields: Fields, prompt: Prompt, rules: WireRules) -> None:
     tools = fields.get("tools")
     if tools is not None and not is_null(tools):
-        _check_tools(_elements("tools", tools, "tools"))
+        _check_tools(_elements("tools", tools, "tools", prompt, rules))
         prompt.printed += rules.tools_preamble
     for name in rules.allowance.prints & fields.keys():
         if not is_null(fields[name]):

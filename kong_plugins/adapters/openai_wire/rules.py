@@ -81,6 +81,7 @@ class WireRules:
     default_max_tokens: int | None = None
     max_choices: int = 128  # OpenAI's own limit of n
     max_prompts: int = 2048  # OpenAI's own limit of embedding inputs
+    max_items: int = 20_000  # messages with their fields, and parts; read in about 30 ms
     max_depth: int = 64
     allowance: TemplateAllowance = GENERIC
     part_tokens: Mapping[str, int] = field(default_factory=dict)
@@ -89,7 +90,8 @@ class WireRules:
     allow: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        limits = (self.context_tokens, self.default_max_tokens, self.max_choices, self.max_prompts, self.max_depth)
+        limits = [self.context_tokens, self.default_max_tokens, self.max_choices, self.max_prompts]
+        limits += [self.max_items, self.max_depth]
         if any(limit is not None and limit < 1 for limit in limits):
             raise ValueError(f"limits are at least 1: {self}")
         if self.allow and self.context_tokens is None:

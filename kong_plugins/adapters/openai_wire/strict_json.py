@@ -11,6 +11,7 @@ from kong_plugins.domain.errors import BadRequest
 
 Fields = dict[str, msgspec.Raw]
 
+FIELDS_MAX = 256  # several times as many as any of these shapes has
 INT_MAX = 2**31 - 1  # what engines keep token counts in
 
 _NAME_SHOWN_MAX = 64  # longer ones are no field of ours, and an answer does not grow with the request
@@ -45,6 +46,8 @@ def read_object(body: bytes, max_depth: int) -> Fields:
         raise BadRequest(400, "invalid_json", "The request body must be a JSON object.") from None
     except msgspec.DecodeError as error:
         raise BadRequest(400, "invalid_json", f"The request body is not valid JSON: {error}.") from None
+    if len(fields) > FIELDS_MAX:
+        raise BadRequest(400, "too_many_fields", f"The request body has more than {FIELDS_MAX} fields.")
     if _depth_exceeds(body, max_depth):
         _too_deep(max_depth)
     _check_names(body, fields)
