@@ -1,4 +1,4 @@
-"""Resolve requirements/*.lock anew: pinned, with hashes, for every supported Python, and without any address in them."""
+"""Resolve requirements/*.lock anew: pinned, with hashes, for every supported Python, without any address."""
 
 from __future__ import annotations
 

@@ -21,9 +21,7 @@ def run_compose(options: StackOptions, stop: threading.Event, console: Console) 
         StackError: Docker's engine does not answer, an option has no meaning there, or a container did not start.
     """
     if options.upstream != "sim":
-        raise StackError(
-            "--gateway docker runs its own engine: start another one with `docker compose --profile …` (docker-compose.yml)"
-        )
+        raise StackError("--gateway docker runs its own engine: start another with docker-compose.yml")
     keys, generated = keys_for(options.config)
     env = {
         **os.environ,

@@ -96,7 +96,7 @@ def reference() -> None:
 
 @app.command()
 def render(config: Annotated[Path, typer.Argument(help="decK file.")] = Path("kong/kong.yaml")) -> None:
-    """Print a decK file with its ${{ env "DECK_…" }} references filled in, for a DB-less Kong. The output holds keys."""
+    """Print a decK file with its ${{ env "DECK_…" }} references filled in, for a DB-less Kong. It holds keys then."""
     import os
 
     from kong_plugins.adapters.deck_file import DeckError

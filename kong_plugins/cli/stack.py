@@ -1,4 +1,4 @@
-"""The local stack: ledger, plugin servers, gateway and engine on one machine, for `up`, `demo` and the end-to-end tests."""
+"""The local stack: ledger, plugin servers, gateway and engine on one machine, for `up`, `demo` and the tests."""
 
 from __future__ import annotations
 
@@ -199,8 +199,8 @@ def _vllm_cpu(port: int, extra: tuple[str, ...]) -> list[str]:
     python, model = os.environ.get("TOKEN_QUOTA_VLLM_PYTHON"), os.environ.get("TOKEN_QUOTA_VLLM_MODEL")
     if not python or not model:
         raise StackError(
-            "--upstream vllm-cpu needs a Python that has vllm-cpu and a model's folder: set TOKEN_QUOTA_VLLM_PYTHON and "
-            "TOKEN_QUOTA_VLLM_MODEL (vllm/README.md tells how to install both)"
+            "--upstream vllm-cpu needs a Python that has vllm-cpu and a model's folder: set "
+            "TOKEN_QUOTA_VLLM_PYTHON and TOKEN_QUOTA_VLLM_MODEL (vllm/README.md tells how to install both)"
         )
     config = source_root() / "vllm" / "cpu-test-model.yaml"
     module = ["-m", "vllm.entrypoints.openai.api_server"]  # the package vllm-cpu has no `vllm serve`

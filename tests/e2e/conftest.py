@@ -26,7 +26,7 @@ TENANTS: dict[str, dict[str, Any]] = {
     "roomy": {"budgets": [{"name": "daily", "limit": 50_000_000, "window": "day"}]},
     "books": {"budgets": [{"name": "daily", "limit": 50_000_000, "window": "day"}]},
     "aborter": {"budgets": [{"name": "daily", "limit": 50_000_000, "window": "day"}]},
-    "spender": {"budgets": [{"name": "daily", "limit": 3_000, "window": "day"}]},
+    "spender": {"budgets": [{"name": "daily", "limit": 1_000, "window": "day"}]},
     "barrier": {"budgets": [{"name": "monthly", "limit": 20_000, "window": "month"}]},
     "bursty": {"budgets": [{"name": "minute", "limit": 2_000, "window": "minute", "window_kind": "rolling"}]},
     "shadowed": {"budgets": [{"name": "trial", "limit": 1, "window": "day", "mode": "shadow"}]},

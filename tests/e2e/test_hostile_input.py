@@ -71,7 +71,6 @@ def test_bad_bodies_are_refused_clearly(running: Running, case: str) -> None:
 METERED: dict[str, dict[str, Any]] = {
     "both max fields": chat(max_completion_tokens=32),
     "_method in the body": chat(_method="plugin.CloseInstance"),
-    "n 2": chat(n=2),
     "nested duplicates": chat(metadata={"a": 1}),
     "no max tokens": {k: v for k, v in chat().items() if k != "max_tokens"},
 }
@@ -86,6 +85,15 @@ def test_odd_but_valid_bodies_are_metered(running: Running, case: str) -> None:
     assert answer.status_code == 200, answer.text
     charged, after = settled(running, "books") - before_ledger, running.engine()
     assert charged == (after.prompt - before.prompt) + (after.completion - before.completion) > 0
+
+
+def test_two_choices_are_charged_with_their_prompt_once(running: Running) -> None:
+    """n = 2: the answer's own usage, completions summed. (The engine's metrics page counts the prompt for each.)"""
+    running.post("books", PATH, json=chat())
+    before = settled(running, "books")
+    answer = running.post("books", PATH, json=chat(n=2))
+    assert len(answer.json()["choices"]) == 2
+    assert settled(running, "books") - before == answer.json()["usage"]["total_tokens"]
 
 
 def test_token_id_prompts_are_metered(running: Running) -> None:
