@@ -52,7 +52,7 @@ class GateRequest:
 
 def read_gate(table: object) -> GateRequest | None:
     """None when there is no gate's table of a version we know."""
-    if not isinstance(table, Mapping) or table.get("v") != VERSION:
+    if not isinstance(table, dict) or table.get("v") != VERSION:
         return None
     request_id = _text(table, "id")
     method, path = _text(table, "method"), _text(table, "path")
@@ -103,7 +103,7 @@ def write_unmetered() -> dict[str, object]:
 
 def read_tap(table: object) -> tuple[Admitted | None, Ending] | None:
     """What the tap saw, and whom we admitted; None without a tap's table of a version we know."""
-    if not isinstance(table, Mapping) or table.get("v") != VERSION:
+    if not isinstance(table, dict) or table.get("v") != VERSION:
         return None
     evidence = _text(table, "evidence")
     ending = Ending(
@@ -147,7 +147,7 @@ def _write_admitted(admitted: Admitted) -> dict[str, object]:
 
 
 def _read_admitted(table: object) -> Admitted | None:
-    if not isinstance(table, Mapping):
+    if not isinstance(table, dict):
         return None
     hold_id, tenant, model = _text(table, "hold"), _text(table, "tenant"), _text(table, "model")
     if hold_id is None or tenant is None or model is None:
@@ -173,7 +173,7 @@ def _read_admitted(table: object) -> Admitted | None:
 
 def _usage(table: object) -> Usage | None:
     """The engine's figures; its subsets are cut to their wholes rather than losing a whole usage to one odd field."""
-    if not isinstance(table, Mapping):
+    if not isinstance(table, dict):
         return None
     prompt, completion = _int(table, "prompt"), _int(table, "completion")
     if prompt is None and completion is None:
@@ -184,7 +184,7 @@ def _usage(table: object) -> Usage | None:
 
 
 def _entity(value: object, *names: str) -> Entity | None:
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         return None
     entity_id = _text(value, "id")
     if entity_id is None:
@@ -198,7 +198,7 @@ def _pairs(table: Mapping[object, object], name: str) -> list[list[object]]:
 
 def _map(table: Mapping[object, object], name: str) -> Mapping[object, object]:
     value = table.get(name)
-    return value if isinstance(value, Mapping) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _list(table: Mapping[object, object], name: str) -> list[object]:
@@ -209,9 +209,9 @@ def _list(table: Mapping[object, object], name: str) -> list[object]:
 def _text(table: Mapping[object, object], name: str) -> str | None:
     """Bytes that are no UTF-8 stay apart as lone surrogates."""
     value = table.get(name)
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")
-    return value if isinstance(value, str) else None
+    if value is None or isinstance(value, str):
+        return value
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else None
 
 
 def _bytes(table: Mapping[object, object], name: str) -> bytes:

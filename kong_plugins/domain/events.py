@@ -146,4 +146,4 @@ def billing_event(
 
 def _timestamp_ms(time_ms: int) -> str:
     moment = _EPOCH + timedelta(milliseconds=time_ms)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
+    return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"

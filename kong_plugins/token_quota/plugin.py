@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from http import HTTPStatus
 from typing import Any
@@ -137,7 +137,8 @@ class Plugin:
             return reply(Problem(405, "method_not_allowed", "Use POST."), caller, {"Allow": "POST"})
         try:
             asked = self._read(gate, endpoint)
-            decided = self._admission.admit(self._ask(asked))
+            record = self._record(asked)
+            decided = self._admission.admit(self._ask(asked, record))
         except NoIdentity as error:
             return reply(Problem(401, "no_identity", str(error)), caller)
         except BadRequest as error:
@@ -147,8 +148,8 @@ class Plugin:
             message = "Token budgets cannot be checked right now. Try again in a moment."
             return reply(Problem(503, "ledger_unavailable", message), caller, _LEDGER_RETRY)
         if isinstance(decided, Denied):
-            return self._refused(asked, decided, caller)
-        return self._admitted(asked, decided)
+            return self._refused(asked, record, decided, caller)
+        return self._admitted(asked, record, decided)
 
     def _unmetered(self, gate: GateRequest, caller: Caller) -> dict[str, object] | Reply:
         if self._config.allow_unmetered:
@@ -174,9 +175,8 @@ class Plugin:
         countable = not (self._config.rules.allow & request.fields.keys())
         return _Asked(gate, tenant, request, planned, bound, countable)
 
-    def _ask(self, asked: _Asked) -> Ask:
+    def _ask(self, asked: _Asked, record: Admitted) -> Ask:
         demand, rules = asked.demand, self._config.rules
-        record = self._record(asked, asked.bound)
         expired = billing_event(record, _ending(asked), NO_USAGE, Evidence.HELD, Outcome.EXPIRED)
         return Ask(
             tenant=asked.tenant,
@@ -199,7 +199,7 @@ class Plugin:
         # One job for all texts: a job a text would queue a long conversation behind itself.
         return count_prompt(request, self._config.rules, lambda _: next(counts, 0))
 
-    def _admitted(self, asked: _Asked, held: Held) -> dict[str, object]:
+    def _admitted(self, asked: _Asked, record: Admitted, held: Held) -> dict[str, object]:
         gate, demand = asked.gate, asked.demand
         self._alerts.note(asked.tenant, held)
         if asked.countable:
@@ -208,12 +208,14 @@ class Plugin:
         body = rewrite(asked.request, cache_salt=salt, max_tokens=held.max_tokens)
         response = quota_headers(held.planned, held.outcome.states, held.outcome.now_us)
         response["X-Request-Id"] = gate.id
-        record = self._record(asked, held.bound, held.over)
+        if held.bound is not asked.bound or held.over:
+            bound = held.bound
+            record = replace(record, prompt_bound=bound.prompt, completion_bound=bound.completion, over=held.over)
         return write_decision(record, demand, body, {"X-Request-Id": gate.id}, response)
 
-    def _refused(self, asked: _Asked, denied: Denied, caller: Caller) -> Reply:
+    def _refused(self, asked: _Asked, record: Admitted, denied: Denied, caller: Caller) -> Reply:
         if self._config.record_denials:
-            record = self._record(asked, denied.bound, over=(denied.refusal.budget,))
+            record = replace(record, over=(denied.refusal.budget,))
             event = billing_event(record, _ending(asked, HTTPStatus.TOO_MANY_REQUESTS), *_NOTHING, Outcome.DENIED)
 
             def write() -> None:
@@ -223,8 +225,8 @@ class Plugin:
         headers = quota_headers(denied.planned, denied.outcome.states, denied.outcome.now_us)
         return refusal_reply(denied.refusal, caller, headers)
 
-    def _record(self, asked: _Asked, bound: Usage, over: tuple[str, ...] = ()) -> Admitted:
-        gate = asked.gate
+    def _record(self, asked: _Asked) -> Admitted:
+        gate, bound = asked.gate, asked.bound
         return Admitted(
             hold_id=gate.id,
             tenant=asked.tenant,
@@ -237,7 +239,6 @@ class Plugin:
             service=gate.service.name if gate.service else None,
             route=gate.route.name if gate.route else None,
             budgets=tuple(each.line.key for each in asked.planned),
-            over=over,
             attributes={name: gate.headers[name] for name in self._config.event_headers if name in gate.headers},
         )
 

@@ -136,6 +136,8 @@ def duration(span_us: int) -> str:
 
 def header_value(value: str) -> str:
     """Printable ASCII only: nothing that a client or an operator wrote can end a header or begin another."""
+    if value.isascii() and value.isprintable():
+        return value
     return "".join(char if " " <= char <= "~" else "?" for char in value)
 
 
