@@ -175,7 +175,7 @@ class EmbeddedValkey:
             try:
                 probe.connect(str(self._socket) if self._port is None else ("127.0.0.1", self._port))
                 probe.sendall(b"PING\r\n")
-                return probe.recv(16).startswith(b"+PONG")  # an error while it loads
+                return probe.recv(16).startswith((b"+PONG", b"-NOAUTH"))  # another error while it loads
             except OSError:
                 return False
 
