@@ -1,4 +1,4 @@
-"""``python -m kong_plugins.local_gateway --config kong/kong.yaml --plugin-socket token-quota=/run/token-quota.sock``."""
+"""``python -m kong_plugins.local_gateway --config kong/kong.yaml --plugin-socket token-quota=/run/tq.sock``."""
 
 from __future__ import annotations
 

@@ -50,6 +50,7 @@ class Exchange:
     client: tuple[str, int]
     server_port: int
     host: str
+    head_size: int
     request_size: int
     lua_host: LuaHost
     entities: Mapping[str, Mapping[str, Any]]
@@ -68,7 +69,7 @@ class Exchange:
     status: int = 0
     response_headers: Headers = field(default_factory=Headers)
     bytes_sent: int = 0
-    plugin_row_id: str = ""
+    body_read: bool = False
     _lua: LuaRequest | None = None
 
     @property

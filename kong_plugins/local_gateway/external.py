@@ -92,5 +92,7 @@ class ExternalPlugin:
                 return result  # Kong never resumes the event: no frame follows
             own_name = result.get("_method") if isinstance(result, dict) else None
             answer = {"EventId": event_id} if result is None else {"EventId": event_id, "Data": result}
-            step = await rpc.call(own_name or STEP_METHODS.get(method, "plugin.Step"), answer)
+            # An empty table is true in Lua, so only nil and false leave the name to us.
+            named = own_name is not None and own_name is not False
+            step = await rpc.call(own_name if named else STEP_METHODS.get(method, "plugin.Step"), answer)
         return None

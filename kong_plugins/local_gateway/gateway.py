@@ -41,8 +41,8 @@ class GatewayOptions:
     """How a gateway runs.
 
     ``plugin_sockets``: plugin name to its plugin server's socket. ``plugin_infos``: descriptions as the servers' dumps
-    give them; what is missing is asked for (``plugin_infos.describe``). ``read_timeout_s``: Kong's patience with a plugin
-    server between two reads. ``env``: where vault references are looked up. Port 0 takes any free one.
+    give them; what is missing is asked for (``plugin_infos.describe``). ``read_timeout_s``: Kong's patience with a
+    plugin server between two reads. ``env``: where vault references are looked up. Port 0 takes any free one.
     """
 
     host: str = "127.0.0.1"
@@ -195,6 +195,7 @@ class LocalGateway:
             client=connection.client,
             server_port=connection.server_port,
             host=host,
+            head_size=received.head_size,
             request_size=received.size,
             lua_host=self._lua_host,
             entities=running.entities,
@@ -202,8 +203,8 @@ class LocalGateway:
 
     async def _access(self, exchange: Exchange, received: Received, running: _Running) -> Exit | None:
         """Route and access phase; None: the request goes upstream."""
-        if received.problem is None or received.problem == 400:
-            exchange.match = _route(running.router, exchange) if received.method else None
+        if received.parsed:
+            exchange.match = _route(running.router, exchange)
         if received.problem is not None:
             answer: Exit | None = handler_exit(received.problem, exchange)
             if exchange.match is None:

@@ -68,15 +68,15 @@ class Pdk:
             NoSuchMethod: as said there.
             PdkError: as said there.
         """
+        forbidden = _NOT_IN_LOG if self.phase == "log" else _LOG_ONLY
+        if method in forbidden or (self.phase == "log" and method.startswith(_CHANGES)):
+            raise PdkError(f"function '{method}' cannot be called in {self.phase} phase")
         function = _FUNCTIONS.get(method)
         if function is None:
             level = method.removeprefix("kong.log.")
             if method == "kong.log" or level in _LOG_LEVELS:
                 return self._write("notice" if method == "kong.log" else level, arguments)
             raise NoSuchMethod(method)
-        forbidden = _NOT_IN_LOG if self.phase == "log" else _LOG_ONLY
-        if method in forbidden or (self.phase == "log" and method.startswith(_CHANGES)):
-            raise PdkError(f"function '{method}' cannot be called in {self.phase} phase")
         listed = list(arguments) if isinstance(arguments, list | tuple) else [arguments]
         listed += [None] * (3 - len(listed))
         try:
@@ -114,6 +114,7 @@ _NOT_IN_LOG = (
     "kong.request.get_body",
     "kong.request.get_forwarded_host",
     "kong.request.get_forwarded_path",
+    "kong.nginx.get_var",
     "kong.client.get_ip",
     "kong.client.get_forwarded_ip",
     "kong.client.get_port",
@@ -175,6 +176,7 @@ def _query_arg(pdk: Pdk, name: object, *_: object) -> object:
 
 
 def _raw_body(pdk: Pdk, limit: object, *_: object) -> object:
+    pdk.exchange.body_read = True
     body = pdk.exchange.body
     if len(body) > BODY_BUFFER_BYTES:
         if limit is None or not isinstance(limit, int | float) or limit < 0:
@@ -188,6 +190,7 @@ def _raw_body(pdk: Pdk, limit: object, *_: object) -> object:
 
 def _body(pdk: Pdk, *_: object) -> object:
     exchange = pdk.exchange
+    exchange.body_read = True
     kind = text(exchange.headers.get(b"content-type") or b"").lower()
     if len(exchange.body) > BODY_BUFFER_BYTES or not exchange.body:
         return None

@@ -53,6 +53,7 @@ class Proxy:
         """None when the client has all of its answer that there will ever be; else the error to answer with."""
         exchange = self._exchange
         self._client.flow = self
+        exchange.body_read = True
         outcome = "again"
         for attempt in range(self._service.retries + 1):
             last = attempt == self._service.retries
@@ -170,6 +171,7 @@ class Proxy:
         if self._response.started:
             what = "timed out" if timed_out else "prematurely closed connection"
             self._log.write("error", f"upstream {what} while reading upstream", self._exchange)
+            self._guarded(self._response.cut_short)
         self._finish("timed out" if timed_out else "closed")
 
     # The client's side

@@ -62,10 +62,10 @@ class Response:
             headers.set(b"X-Kong-Response-Latency", str(exchange.latencies.kong).encode())
             headers.set(b"Server", SERVER)
         headers.set(b"X-Kong-Request-Id", exchange.id.encode())
-        if headers.get(b"date") is None:
-            headers.add(b"Date", formatdate(usegmt=True).encode())
         headers.set(b"Connection", b"keep-alive" if self._client.keep_alive else b"close")
-        self._send_head([name for name in _FIRST if name != b"content-length" or exit_.nginx])
+        # nginx adds its own Date when it writes the head: no log shows it.
+        date = [] if headers.get(b"date") is not None else [(b"Date", formatdate(usegmt=True).encode())]
+        self._send_head([name for name in _FIRST if name != b"content-length" or exit_.nginx], date)
         if body and self._has_body:
             self.data([body])
         self.end()
@@ -129,6 +129,15 @@ class Response:
         except h11.LocalProtocolError as error:
             raise ResponseCut(f"the body is shorter than its head says: {error}") from error
 
+    def cut_short(self) -> None:
+        """The upstream went away: the filters are called once more, with nothing and without an end, as in Kong.
+
+        Raises:
+            ResponseCut: as said there.
+        """
+        if self._has_body and self._filters and not self._discard:
+            self._filtered(b"", eof=False)
+
     def _filtered(self, piece: bytes, eof: bool) -> bytes:
         lua = self._exchange.lua()
         try:
@@ -187,9 +196,9 @@ class Response:
         before = headers.get(b"via")
         headers.set(b"Via", before + b", " + VIA if before else VIA)
 
-    def _send_head(self, first: Sequence[bytes]) -> None:
+    def _send_head(self, first: Sequence[bytes], more: Sequence[tuple[bytes, bytes]] = ()) -> None:
         exchange = self._exchange
-        pairs = list(exchange.response_headers)
+        pairs = [*more, *exchange.response_headers]
         leading = [pair for name in first for pair in pairs if pair[0].lower() == name]
         following = [pair for pair in pairs if pair[0].lower() not in first]
         self._has_body = exchange.method != "HEAD" and exchange.status not in _NO_BODY

@@ -30,7 +30,8 @@ def serialize(exchange: Exchange) -> str:
             "querystring": parse_query(exchange.original_query),
             "method": exchange.method,
             "headers": request_headers,
-            "size": exchange.request_size,
+            # nginx counts a body it never read as not received.
+            "size": exchange.request_size if exchange.body_read else exchange.head_size,
         },
         "upstream_uri": _upstream_uri(exchange),
         "upstream_status": exchange.upstream_status or "",

@@ -25,8 +25,10 @@ class Received:
     headers: Sequence[tuple[bytes, bytes]]
     http_version: float
     body: bytes = b""
+    head_size: int = 0
     size: int = 0
     problem: int | None = None
+    parsed: bool = True  # False: its head was refused, nothing in it counts
 
 
 class Handler(Protocol):
@@ -124,9 +126,8 @@ class ClientConnection(asyncio.Protocol):
                 assert isinstance(event, h11.Request)
                 version = float(event.http_version)
                 pairs = event.headers.raw_items()
-                self._request = Received(
-                    event.method.decode(), event.target, pairs, version, size=len(head) + len(rest)
-                )
+                self._request = Received(event.method.decode(), event.target, pairs, version)
+                self._request.head_size, self._request.size = len(head), len(head) + len(rest)
                 if self._http.they_are_waiting_for_100_continue:
                     self._write(
                         self._http.send(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
@@ -294,4 +295,6 @@ def _unreadable(head: bytes, problem: int) -> Received:
     parsed = len(words) == 3
     method = words[0].decode("latin-1") if parsed else ""
     target = words[1] if parsed else b"/"
-    return Received(method, target, pairs if parsed else [], 1.1, size=len(head), problem=problem)
+    return Received(
+        method, target, pairs if parsed else [], 1.1, head_size=len(head), size=len(head), problem=problem, parsed=False
+    )
