@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_ARGS ?=
 
-.PHONY: help demo up test lint types tests bench lock format clean venv
+.PHONY: help demo up test lint types tests bench docs lock format clean venv
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,7 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/docs.py --check
 	@if command -v luacheck >/dev/null; then luacheck -q kong/plugins; \
 	 else echo "luacheck: left out, not on PATH (Debian: lua-check)"; fi
 
@@ -39,6 +40,9 @@ bench: venv  ## requests/s, latency, CPU and memory, beside stock kong-pdk in th
 format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: venv  ## write docs/configuration.md from the schema
+	$(BIN)/python scripts/docs.py
 
 lock: venv  ## resolve the locks anew (uv; hashes, no addresses)
 	$(BIN)/python scripts/lock.py

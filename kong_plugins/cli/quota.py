@@ -81,14 +81,23 @@ def _row(balance: Balance) -> dict[str, Any]:
     }
 
 
+def _short(window: str) -> str:
+    """A window's words in a table: ``day Berlin`` for ``fixed day Europe/Berlin 1``."""
+    match window.split(" "):
+        case ["fixed", unit, time_zone, anchor]:
+            return f"{unit} {time_zone.rsplit('/', 1)[-1]}{'' if anchor == '1' else ' from ' + anchor}"
+        case _:
+            return f"{window} s"
+
+
 def table(balances: list[Balance]) -> Table:
     """Budgets as a person reads them."""
     view = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("tenant", "budget", "window"):
-        view.add_column(name)
+        view.add_column(name, no_wrap=True)
     for name in ("limit", "committed", "held", "remaining"):
         view.add_column(name, justify="right")
-    view.add_column("resets at (UTC)")
+    view.add_column("resets (UTC)", no_wrap=True)
     for balance in balances:
         row = _row(balance)
         share = balance.state.remaining / balance.state.limit if balance.state.limit else 0.0
@@ -96,12 +105,12 @@ def table(balances: list[Balance]) -> Table:
         view.add_row(
             balance.tenant,
             row["budget"],
-            f"{row['window']}{'' if row['mode'] == 'hard' else ' (' + row['mode'] + ')'}",
+            f"{_short(row['window'])}{'' if row['mode'] == 'hard' else ' (' + row['mode'] + ')'}",
             f"{row['limit']:,}",
             f"{row['committed']:,}",
             f"{row['held']:,}",
             f"[{colour}]{row['remaining']:,}[/{colour}]",
-            row["resets_at"][:19].replace("T", " "),
+            row["resets_at"][5:16].replace("T", " "),
         )
     return view
 
