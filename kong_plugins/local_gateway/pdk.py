@@ -69,7 +69,7 @@ class Pdk:
             PdkError: as said there.
         """
         forbidden = _NOT_IN_LOG if self.phase == "log" else _LOG_ONLY
-        if method in forbidden or (self.phase == "log" and method.startswith(_CHANGES)):
+        if method in forbidden or method.startswith(_CHANGES if self.phase == "log" else "kong.service.response."):
             raise PdkError(f"function '{method}' cannot be called in {self.phase} phase")
         function = _FUNCTIONS.get(method)
         if function is None:
@@ -97,6 +97,7 @@ _LOG_ONLY = (
     "kong.response.get_header",
     "kong.response.get_headers",
     "kong.response.get_source",
+    "kong.response.get_raw_body",
 )
 _NOT_IN_LOG = (
     "kong.request.get_method",
@@ -220,7 +221,13 @@ def _path_with_query(pdk: Pdk, *_: object) -> object:
 
 
 def _set_header(pdk: Pdk, name: object, value: object, *_: object) -> None:
-    pdk.exchange.set_header(raw(_name(name, "header")), _header_value(value))
+    header = raw(_name(name, "header"))
+    if isinstance(value, list):
+        pdk.exchange.clear_header(header)
+        for item in value:
+            pdk.exchange.add_header(header, _header_value(item))
+    else:
+        pdk.exchange.set_header(header, _header_value(value))
 
 
 def _header_value(value: object) -> bytes:
@@ -237,7 +244,7 @@ def _add_header(pdk: Pdk, name: object, value: object, *_: object) -> None:
 
 def _set_headers(pdk: Pdk, headers: object, *_: object) -> None:
     for name, value in _table(headers).items():
-        pdk.exchange.set_header(raw(name), _header_value(value[0] if isinstance(value, list) and value else value))
+        _set_header(pdk, name, value)
 
 
 def _clear_header(pdk: Pdk, name: object, *_: object) -> None:
@@ -347,7 +354,7 @@ def _log_headers(pdk: Pdk, *_: object) -> object:
 
 
 def _shared_get(pdk: Pdk, key: object, *_: object) -> object:
-    return pdk.exchange.lua().shared_get(_name(key, "key"))
+    return None if key is None else pdk.exchange.lua().shared_get(_name(key, "key"))
 
 
 def _shared_set(pdk: Pdk, key: object, value: object, *_: object) -> None:
