@@ -44,9 +44,7 @@ local function splice(event, spans, event_base)
     if from > cursor then
       out[#out + 1] = sub(event, cursor, from - 1)
     end
-    if to >= cursor then
-      cursor = to + 1
-    end
+    cursor = to + 1
   end
   out[#out + 1] = sub(event, cursor)
   return concat(out)

@@ -71,7 +71,8 @@ def test_decision_is_applied_and_the_body_freed(host: LuaHost) -> None:
     assert {key: shared[key] for key in ("v", "log", "request_id", "endpoint", "stream", "status", "upstream_status",
                                          "source", "started_ms", "proxy_ms", "ended")} == {
         "v": 1, "log": {"hold": "h", "n": [1, 2]}, "request_id": "r1", "endpoint": "chat", "stream": False,
-        "status": 200, "upstream_status": "200", "source": "service", "started_ms": 12500, "proxy_ms": 41, "ended": True,
+        "status": 200,
+        "upstream_status": "200", "source": "service", "started_ms": 12500, "proxy_ms": 41, "ended": True,
     }  # fmt: skip
     assert shared["last_ms"] >= shared["first_ms"] > 12500
 

@@ -186,6 +186,16 @@ def test_kept_text_is_bounded(host: LuaHost) -> None:
     assert shared["text_bytes"] == 30 + 200_002  # a delta that is not kept counts with its quotes
 
 
+@pytest.mark.parametrize("size", [64, 10**7])
+def test_members_beyond_their_bound_are_not_kept(host: LuaHost, size: int) -> None:
+    """An id of a megabyte is no id, in one chunk or many; what comes after it is read."""
+    body = f'{{"id":"{"x" * 1_000_000}","usage":{USAGE}}}'.encode()
+    request = started(host, stream=False, content_type=JSON)
+    assert streamed(host, request, [body[i : i + size] for i in range(0, len(body), size)]) == body
+    tap = request.shared_get("usage_tap")
+    assert ("engine_id" in tap, tap["usage"]) == (False, {"prompt": 7, "completion": 3})
+
+
 @pytest.mark.parametrize(
     ("event", "seen"),
     [
@@ -198,6 +208,7 @@ def test_kept_text_is_bounded(host: LuaHost) -> None:
         ('{"usage":null,"usage":7,"b":2}', '{"b":2}'),
         ('{"a":1,"usage":"}","usage":[1,{"x":"]"}],"b":2}', '{"a":1,"b":2}'),
         (r'{"a":"\"usage\":{","usage":1}', r'{"a":"\"usage\":{"}'),
+        (r'{"a":"\\\",\"usage\":{}}","usage":1}', r'{"a":"\\\",\"usage\":{}}"}'),
         ('{"a":{"usage":1},"b":[{"usage":2}]}', '{"a":{"usage":1},"b":[{"usage":2}]}'),
         ('{"choices":[],"usage":null}', '{"choices":[]}'),
     ],
