@@ -36,6 +36,7 @@ tests: venv
 
 bench: venv  ## requests/s, latency, CPU and memory, beside stock kong-pdk in the same run
 	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench.tap
 
 format: venv
 	$(BIN)/ruff check --fix .
