@@ -119,8 +119,6 @@ class Event(Work):
             EventExit: the method ends the request.
             EventAbandoned: Kong waits for this event no longer.
         """
-        if self.abandoned:
-            raise EventAbandoned
         if self._exit is not None:
             raise EventExit
         request = {"Method": method, "Args": args}

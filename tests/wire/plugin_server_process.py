@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -13,6 +14,24 @@ HERE = Path(__file__).parent
 OURS = [sys.executable, "-m", "kong_plugins.plugin_server", "--plugin", "plugin_server_probe"]
 STOCK = [sys.executable, str(HERE / "plugin_server_stock.py"), "--no-lua-style"]
 STOCK_GEVENT = [*STOCK, "-g"]
+
+
+class Pipe:
+    """A named pipe for one process to tell another, in time, that it got somewhere."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        os.mkfifo(path)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # so that no open blocks
+
+    def wait(self, timeout_s: float = 5.0) -> str:
+        """What was written, waited for."""
+        if not select.select([self._descriptor], [], [], timeout_s)[0]:
+            raise AssertionError(f"nothing was written to {self.path} in {timeout_s} s")
+        return os.read(self._descriptor, 100).decode()
+
+    def is_empty(self) -> bool:
+        return not select.select([self._descriptor], [], [], 0)[0]
 
 
 class ServerProcess:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from plugin_server_client import ClosedWithoutAnswer, Connection, NotMessagePack, Refused, Run, Worker, pack
 from plugin_server_probe import pack_script
-from plugin_server_process import OURS, STOCK, STOCK_GEVENT, ServerProcess
+from plugin_server_process import OURS, STOCK, STOCK_GEVENT, Pipe, ServerProcess
 from plugin_server_recordings import events_of, put_id
 
 Start = Callable[..., ServerProcess]
@@ -234,15 +234,14 @@ def test_a_waiting_event_stops_no_other(
         start_server("--drain-timeout", "0.1", command=command) if command is OURS else start_server(command=command)
     )
     client = Worker(server.path, timeout_s=SHORT_S if command is not OURS else 5)
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    slow = client.start(script=pack_script(access=[*first, ["!touch", [str(pipe)]], ["!wait", [3]]]))
+    pipe = Pipe(tmp_path / "pipe")
+    slow = client.start(script=pack_script(access=[*first, ["!touch", [str(pipe.path)]], ["!wait", [3]]]))
     quick = client.start(script=pack_script(access=[GET]))
     waiting = Connection(server.path, 5)
     waiting.send(handle(slow))
     if first:
         waiting.send(pack([0, 8, "plugin.Step", [{"EventId": waiting.receive_answer()[3]["EventId"]}]]))
-    assert pipe.read_text() == "x"  # the slow event is in its wait now
+    assert pipe.wait() == "x"  # the slow event is in its wait now
     hangs = command is STOCK_GEVENT or (command is STOCK and not first)
     if hangs:
         with pytest.raises(TimeoutError):
@@ -272,7 +271,8 @@ def test_a_late_answer_is_never_read_by_the_next_request(start_server: Start, co
     """Kong gave up reading and reuses the connection (06 fake-late-crosstalk): the next request gets its own answer."""
     client = Worker(start_server(command=command).path, timeout_s=0.3)
     late = client.start(tag="late", script=pack_script(access=[["!wait", [0.6]], ["!tag", []]]))
-    innocent = client.start(tag="innocent", script=pack_script(access=[["!tag", []]]))
+    # Ends after the late one would have answered.
+    innocent = client.start(tag="innocent", script=pack_script(access=[["!wait", [0.6]], ["!tag", []]]))
     with pytest.raises(TimeoutError):
         client.run(late)
     assert client.connections == 1  # the one the late event came on
@@ -288,12 +288,11 @@ def test_an_overdue_event_closes_its_connection_and_unwinds(start_server: Start,
     """At the deadline the connection breaks off so that Kong fails closed, `finally` runs, its PDK call is not sent."""
     server = start_server("--event-deadline", "0.2")
     client = Worker(server.path)
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    instance = client.start(script=pack_script(access=[GET, ["!finally", [str(pipe), 30]]]))
+    pipe = Pipe(tmp_path / "pipe")
+    instance = client.start(script=pack_script(access=[GET, ["!finally", [str(pipe.path), 30]]]))
     with pytest.raises(NotMessagePack):
         client.run(instance)
-    assert pipe.read_text() == "x"
+    assert pipe.wait() == "x"
     server.wait_line("probe in access: no answer in 0.2 s")
     assert client.run(client.start()).exit is None
 

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 from plugin_server_client import ClosedWithoutAnswer, Connection, NotMessagePack, Refused, Worker, pack
 from plugin_server_probe import pack_script
-from plugin_server_process import HERE, OURS, STOCK_GEVENT, ServerProcess
+from plugin_server_process import HERE, OURS, STOCK_GEVENT, Pipe, ServerProcess
 from plugin_server_recordings import DATA, frames_of, put_id
 
 Start = Callable[..., ServerProcess]
@@ -72,17 +73,16 @@ def test_reloads_of_the_same_config_keep_the_instance(ours: ServerProcess) -> No
 def test_two_workers_share_a_row_and_may_close_it_at_different_times(start_server: Start, tmp_path: Path) -> None:
     """The first worker's CloseInstance leaves the instance to the second; the last one's ends it."""
     server = start_server()
-    closed = tmp_path / "closed"
-    script = pack_script(access=[GET], close=[["!touch", [str(closed)]]])
+    closed = Pipe(tmp_path / "closed")
+    script = pack_script(access=[GET], close=[["!touch", [str(closed.path)]]])
     one, two = Worker(server.path), Worker(server.path)
     instance = one.start(tag="x", script=script, __seq__=27)
     assert two.start(tag="x", script=script, __seq__=31) == instance
     one.call("plugin.CloseInstance", instance)
     assert two.run(instance).exit is None
-    assert not closed.exists()
-    os.mkfifo(closed)
+    assert closed.is_empty()
     two.call("plugin.CloseInstance", instance)
-    assert closed.read_text() == "x"
+    assert closed.wait() == "x"
     with pytest.raises(Refused, match="no plugin instance"):
         two.run(instance)
 
@@ -110,11 +110,10 @@ def test_replays_two_workers(ours: ServerProcess) -> None:
 def test_instances_nobody_closes_are_bounded(start_server: Start, tmp_path: Path) -> None:
     """Kong never closes the instance of a removed row: the one unused for longest goes, and is closed."""
     client = Worker(start_server("--max-instances", "2").path)
-    closed = tmp_path / "closed"
-    os.mkfifo(closed)
-    first = client.start(tag="1", script=pack_script(close=[["!touch", [str(closed)]]]))
+    closed = Pipe(tmp_path / "closed")
+    first = client.start(tag="1", script=pack_script(close=[["!touch", [str(closed.path)]]]))
     second, third = client.start(tag="2"), client.start(tag="3")
-    assert closed.read_text() == "x"
+    assert closed.wait() == "x"
     with pytest.raises(Refused, match="no plugin instance"):
         client.run(first)
     client.run(second)
@@ -133,16 +132,15 @@ def test_instances_nobody_uses_are_dropped(start_server: Start) -> None:
 def test_an_instance_is_closed_after_its_last_event(start_server: Start, tmp_path: Path) -> None:
     """CloseInstance while an event is under way: the event ends first, new ones find no instance."""
     client = Worker(start_server().path)
-    closed = tmp_path / "closed"
-    instance = client.start(script=pack_script(access=[GET], close=[["!touch", [str(closed)]]]))
+    closed = Pipe(tmp_path / "closed")
+    instance = client.start(script=pack_script(access=[GET], close=[["!touch", [str(closed.path)]]]))
     answer = client.call("plugin.HandleEvent", {"InstanceId": instance, "EventName": "access"})
     client.call("plugin.CloseInstance", instance)
     with pytest.raises(Refused, match="no plugin instance"):
         client.run(instance)
-    assert not closed.exists()
-    os.mkfifo(closed)
+    assert closed.is_empty()
     assert client.call("plugin.Step", {"EventId": answer["EventId"]})["Data"] == "ret"
-    assert closed.read_text() == "x"
+    assert closed.wait() == "x"
 
 
 @pytest.mark.parametrize("command", [OURS, STOCK_GEVENT], ids=["ours", "stock"])
@@ -295,6 +293,16 @@ def test_a_successor_takes_over_without_a_gap(start_server: Start) -> None:
     assert client.pids == [second.process.pid]
 
 
+def open_when_read(pipe: Path) -> int:
+    """Open a pipe for writing once somebody has opened it for reading."""
+    for _ in range(1000):
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # nobody reads it yet: the system has no event for this
+            time.sleep(0.01)
+    raise AssertionError(f"nobody opened {pipe}")
+
+
 def test_requests_wait_while_plugins_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The socket is up before the plugin's imports are done: Kong's first request waits instead of failing."""
     gate = tmp_path / "gate"
@@ -303,7 +311,7 @@ def test_requests_wait_while_plugins_load(tmp_path: Path, monkeypatch: pytest.Mo
     command = [*OURS[:-1], "plugin_server_slow"]
     server = ServerProcess(command, tmp_path, "--socket-name", "probe.sock")
     try:
-        descriptor = os.open(gate, os.O_WRONLY)  # opens once the import reads it
+        descriptor = open_when_read(gate)
         client = Connection(server.path, 10)
         client.send(pack([0, 1, "plugin.StartInstance", [{"Name": "probe", "Config": "{}"}]]))
         os.close(descriptor)
