@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kong_plugins.domain.windows import SLICES, RollingWindow, Span, TokenBucket
+from kong_plugins.domain.windows import LENGTH_S_MAX, SECOND_US, SLICES, RollingWindow, Span, TokenBucket
+
+FAR_US = 120 * LENGTH_S_MAX * SECOND_US  # A bucket overdrawn beyond all measure is full "in ten years".
 
 
 @dataclass(slots=True)
@@ -111,7 +113,7 @@ class BucketCounter:
         wanted = lacking if 0 < lacking <= self.committed else self.committed + self.held
         if wanted <= 0:
             return now_us
-        return now_us - -(wanted * self.window.refill_us - self.fraction) // limit
+        return now_us + min(-(-(wanted * self.window.refill_us - self.fraction) // limit), FAR_US)
 
 
 Counter = FixedCounter | RollingCounter | BucketCounter

@@ -189,7 +189,7 @@ def _change_us(zone: ZoneInfo, before_us: int, after_us: int, offset_us: int) ->
 
 
 def _midnight_us(zone: ZoneInfo, day: date) -> int:
-    """Start of a local day: the first of two midnights; where there is none, the moment the clocks jump over it."""
+    """Start of a local day: the first of two midnights; one that clocks jump over is where it would have been."""
     return (datetime(day.year, day.month, day.day, tzinfo=zone) - _EPOCH) // _US
 
 

@@ -124,11 +124,11 @@ def test_usage_is_weighed_as_it_was_when_held(bench: Bench) -> None:
 
 def test_large_amounts_are_counted_to_the_unit(bench: Bench) -> None:
     """Where doubles would round: products above 2^53, counts near 2^50."""
-    weights = Weights(260_000_000_003, 1, 0, denominator=1_000_003)
-    tokens = 2**32 - 5
+    weights = Weights(260_000_000_003, 1, 0, denominator=1_000_000)
+    tokens = 2**32 - 8  # doubles would count one unit less
     probe = line(limit=UNITS_MAX, weights=weights)
     assert hold(bench, "a", replace(probe, amount=UNITS_MAX)).admitted
-    expected = -(-260_000_000_003 * tokens // 1_000_003)
+    expected = -(-260_000_000_003 * tokens // 1_000_000)
     assert settle(bench, "a", Usage(tokens)).posted == (("daily", expected),)
     assert (
         not hold(bench, "b", replace(probe, amount=UNITS_MAX - expected + 1)).admitted
@@ -294,6 +294,44 @@ def test_names_are_kept_apart_whatever_is_in_them(bench: Bench) -> None:
         assert counts(bench, line(key=f"{name}|x"), tenant=name) == (0, index + 1)
         assert settle(bench, f"b/{name}", Usage(1), tenant=name).posted == ((f"{name}|x", 1),)
     assert bench.ledger.tenants() == tuple(sorted(names))
+
+
+def test_no_tenant_can_name_anothers_hold(bench: Bench) -> None:
+    """Tenant ``a`` with hold ``7/x`` and tenant ``a/7`` with hold ``x`` are two, in the same partition too."""
+    part = next(str(n) for n in range(1000) if partition_of(f"a/{n}") == partition_of("a"))
+    assert hold(bench, f"{part}/x", line(1), tenant="a").admitted
+    assert not hold(bench, "x", line(2), tenant=f"a/{part}").repeated
+    assert counts(bench, line(), tenant="a") == (0, 1)
+    assert counts(bench, line(), tenant=f"a/{part}") == (0, 2)
+
+
+def test_what_is_settled_after_its_hold_lapsed_counts_from_when_it_lapsed(bench: Bench) -> None:
+    """In a rolling window; else an outage's late postings would throttle those who come after it."""
+    window = RollingWindow(1)
+    first = hold(bench, "a", line(100, window=window), ttl_us=1_000)
+    lapsed_us = first.now_us + 1_000
+    bench.wait_until(lapsed_us + 3 * window.slice_us)
+    settle(bench, "a", Usage(100))
+    refused = hold(bench, "b", line(1, window=window))
+    assert refused.states[0].short
+    assert refused.states[0].reset_us == (lapsed_us // window.slice_us + SLICES + 1) * window.slice_us
+
+
+def test_a_bucket_of_a_month_is_exact_where_products_pass_2_to_the_53rd(bench: Bench) -> None:
+    """Refilled and foretold to the microsecond: compared with whole numbers of any size."""
+    window, limit = TokenBucket(2_678_400), 10**12 + 39
+    probe = line(window=window, limit=limit)
+    start = bench.ledger.grant("acme", probe, -limit, "empty it", "g1")
+    assert start.committed == limit
+    emptied_us = bench.ledger.grants("acme")[0].at_us
+    bench.wait_until(emptied_us + 12_345)
+    (state,) = bench.ledger.peek("acme", [probe])
+    full_us = -(-limit * window.refill_us // limit)
+    assert state.reset_us == emptied_us + full_us
+    low, high = (
+        limit - (at_us - emptied_us) * limit // window.refill_us for at_us in (bench.now(), emptied_us + 12_345)
+    )
+    assert low <= state.committed <= high
 
 
 def test_a_rolling_amount_never_leaves_early_and_at_most_a_slice_late(bench: Bench) -> None:

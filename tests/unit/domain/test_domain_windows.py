@@ -117,6 +117,21 @@ def test_a_half_hour_change_cuts_its_hour() -> None:
     assert (half.start_us, half.end_us - half.start_us) == (change, HOUR_US // 2)
 
 
+@pytest.mark.parametrize(
+    ("zone", "now", "start", "end"),
+    [
+        # 23:30 became 00:30: what is left of the next day's first hour still belongs to the day before.
+        ("America/Toronto", "1919-03-31T04:35:00", "1919-03-30T05:00:00", "1919-03-31T05:00:00"),
+        # 00:01 became 23:01: the day had begun, and does not begin twice.
+        ("America/Goose_Bay", "2010-11-07T03:30:00", "2010-11-07T03:00:00", "2010-11-08T04:00:00"),
+        ("America/Goose_Bay", "2010-11-07T02:59:00", "2010-11-06T03:00:00", "2010-11-07T03:00:00"),
+    ],
+)
+def test_days_partition_time_where_clocks_change_around_midnight(zone: str, now: str, start: str, end: str) -> None:
+    span = window_at(FixedWindow(Unit.DAY, zone), at(now))
+    assert (span.start_us, span.end_us) == (at(start), at(end))
+
+
 @pytest.mark.parametrize("length_s", [1, 7, 59, 60, 3600, 2_678_400])
 def test_slices_cover_the_length_of_a_rolling_window(length_s: int) -> None:
     """So that an amount, counted for the slice it is in and all following ones, never leaves early."""

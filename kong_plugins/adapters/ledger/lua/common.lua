@@ -17,6 +17,7 @@
 
 local HOUR = 3600000000
 local MONTH = 31 * 24 * HOUR
+local FAR = 120 * MONTH -- a bucket overdrawn beyond all measure is full "in ten years"
 
 local function server_time()
   local t = redis.call('TIME')
@@ -123,7 +124,7 @@ local function reset_at(n, limit, lacking)
   local wanted = (lacking > 0 and lacking <= n.c) and lacking or n.c + n.h
   if wanted <= 0 then return now end
   local wait, rest = muldiv(wanted, n.a, limit)
-  return now + wait + math.ceil((rest - n.f) / limit)
+  return now + math.min(wait + math.ceil((rest - n.f) / limit), FAR)
 end
 
 -- Count `amount` as used at `used`; not at all once that has left the window.
