@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from kong_plugins.adapters.deck_file import render as render_environment
-from kong_plugins.cli.processes import StackError, tcp_port_answers
+from kong_plugins.cli.processes import StackError, tcp_port_answers, unix_socket_answers, wait_until
 
 if TYPE_CHECKING:
     from kong_plugins.cli.stack import Stack
@@ -81,8 +81,12 @@ def start(config: Path, stack: Stack, env: dict[str, str], port: int, service: s
     if done.returncode != 0:
         raise StackError(f"`kong start` failed:\n{done.stdout}{done.stderr}")
     stack.resources.callback(stop, kong, prefix)
-    if not tcp_port_answers(port)():
-        raise StackError(f"Kong started but does not answer on port {port}; see {prefix}/logs/error.log")
+    # Kong answers on its port before its plugin servers have their sockets, with a 500 of its own until then.
+    for name in PLUGIN_SERVERS:
+        wait_until(
+            unix_socket_answers(prefix / f"{name}.sock"), f"{name}'s plugin server", prefix / "logs" / "error.log"
+        )
+    wait_until(tcp_port_answers(port), f"Kong on port {port}", prefix / "logs" / "error.log")
 
 
 def stop(kong: str, prefix: Path) -> None:

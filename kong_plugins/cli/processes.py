@@ -16,6 +16,7 @@ Ready = Callable[[], bool]
 
 STOP_GRACE_S = 10.0  # A plugin server drains its events and a gateway its streams; past this they are killed.
 POLL_S = 0.05
+START_S_MAX = 30.0
 
 
 class StackError(Exception):
@@ -54,6 +55,28 @@ def free_port() -> int:
         return port
 
 
+def wait_until(ready: Ready, what: str, log: Path, timeout_s: float = START_S_MAX) -> None:
+    """Wait for something that is not our own child.
+
+    Raises:
+        StackError: not ready within ``timeout_s``; with the end of the log.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not ready():
+        if time.monotonic() > deadline:
+            raise StackError(f"{what} did not answer within {timeout_s:.0f} s. End of {log}:\n{tail(log)}")
+        time.sleep(POLL_S)
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    """The last lines of a log file."""
+    try:
+        text = log.read_text(errors="replace")
+    except OSError:
+        return "(no log)"
+    return "\n".join(text.splitlines()[-lines:])
+
+
 @dataclass
 class Child:
     """One process of the stack, its output in a log file."""
@@ -65,12 +88,8 @@ class Child:
     def ended(self) -> bool:
         return self.process.poll() is not None
 
-    def log_tail(self, lines: int = 15) -> str:
-        try:
-            text = self.log.read_text(errors="replace")
-        except OSError:
-            return "(no log)"
-        return "\n".join(text.splitlines()[-lines:])
+    def log_tail(self) -> str:
+        return tail(self.log)
 
     def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """SIGTERM, wait, SIGKILL: to this process only."""
@@ -99,7 +118,7 @@ class Processes:
         self.stop()
 
     def start(
-        self, name: str, argv: Sequence[str], env: Mapping[str, str], ready: Ready, timeout_s: float = 30
+        self, name: str, argv: Sequence[str], env: Mapping[str, str], ready: Ready, timeout_s: float = START_S_MAX
     ) -> Child:
         """Start one process and wait until ``ready()``.
 

@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from kong_plugins.adapters.ledger import EmbeddedValkey
+from kong_plugins.adapters.ledger import EmbeddedValkey, EmbeddedValkeyError
 from kong_plugins.cli import kong_node
 from kong_plugins.cli.processes import (
     Child,
@@ -144,7 +144,10 @@ def start_stack(options: StackOptions, resources: ExitStack, say: Say) -> Stack:
 
     ledger_url = options.ledger_url
     if ledger_url is None:
-        ledger_url = resources.enter_context(EmbeddedValkey(data_dir / "ledger")).url
+        try:
+            ledger_url = resources.enter_context(EmbeddedValkey(data_dir / "ledger")).url
+        except EmbeddedValkeyError as error:
+            raise StackError(str(error)) from error
         say(f"ledger      {ledger_url} (append-only file in {data_dir / 'ledger'})")
     else:
         say(f"ledger      {urlsplit(ledger_url)._replace(netloc='…').geturl() if '@' in ledger_url else ledger_url}")

@@ -47,7 +47,8 @@ def show(stack: Stack, console: Console) -> None:
             console.print(f"key         {name} {shown}", markup=False)
     console.print(
         f"\ntry         curl -s {stack.url}/v1/chat/completions -H 'apikey: …' -H 'Content-Type: application/json' \\\n"
-        '              -d \'{"model": "deepseek-r1", "max_tokens": 64, "messages": [{"role": "user", "content": "Hi"}]}\'\n'
+        '              -d \'{"model": "deepseek-r1", "max_tokens": 64, '
+        '"messages": [{"role": "user", "content": "Hi"}]}\'\n'
         "            token-quota quota top\n\nCtrl-C ends it.",
         markup=False,
     )
