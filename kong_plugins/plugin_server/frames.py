@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgpack  # type: ignore[import-untyped]
+import msgpack
 
 REQUEST = 0
 # A byte MessagePack never uses. Kong's reader throws on it and the request ends with a 500, where a connection closed
