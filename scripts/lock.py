@@ -10,7 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = {
     "plugins.lock": ["pyproject.toml"],  # what a Kong node runs
-    "dev.lock": ["--extra", "local", "--extra", "openai-vocabularies", "pyproject.toml", "requirements/dev.in"],  # what demo and tests run
+    # what demo and tests run
+    "dev.lock": ["--extra", "local", "--extra", "openai-vocabularies", "pyproject.toml", "requirements/dev.in"],
 }
 
 

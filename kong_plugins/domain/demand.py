@@ -20,9 +20,10 @@ class Endpoint(StrEnum):
 class Demand:
     """Upper bounds in tokens, known without a tokenizer.
 
-    ``prompt_bound`` covers all prompts together (bytes never undercount a byte-level BPE). ``max_tokens`` is per choice,
-    as it will be sent to the engine (None: the engine's own default, that is the rest of its context). ``choices`` is how
-    many completions the engine will generate in all (n or best_of, times ``prompts``); 0 where nothing is generated.
+    ``prompt_bound`` covers all prompts together (bytes never undercount a byte-level BPE). ``max_tokens`` is per
+    choice, as it will be sent to the engine (None: the engine's own default, that is the rest of its context).
+    ``choices`` is how many completions the engine will generate in all (n or best_of, times ``prompts``); 0 where
+    nothing is generated.
     """
 
     endpoint: Endpoint

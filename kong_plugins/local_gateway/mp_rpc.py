@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
-import msgpack  # type: ignore[import-untyped]
+import msgpack
 
 REQUEST, RESPONSE, NOTIFICATION = 0, 1, 2
 READ_TIMEOUT_S = 60.0  # nginx's lua_socket_read_timeout; it is the time between two reads

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgpack  # type: ignore[import-untyped]
+import msgpack
 
 from kong_plugins.adapters.ledger import layout
 from kong_plugins.adapters.ledger.connections import Argument, Connections, Script, load_script
