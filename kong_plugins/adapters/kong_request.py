@@ -112,6 +112,7 @@ def read_tap(table: object) -> tuple[Admitted | None, Ending] | None:
         usage=_usage(table.get("usage")),
         evidence=_EVIDENCE.get(evidence or ""),
         text=_text(table, "text"),
+        text_bytes=_int(table, "text_bytes") or 0,
         finish=_text(table, "finish"),
         error=table.get("error") is True,
         ended=table.get("ended") is True,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 
 from kong_plugins.application.ports import Background, Ledger, LedgerUnavailable
+from kong_plugins.domain.budgets import TOKENS_MAX
 from kong_plugins.domain.errors import CountUnavailable
 from kong_plugins.domain.events import Admitted, Ending, billing_event, known_usage
 from kong_plugins.domain.holds import Settlement, SettleOutcome, SettleStatus
@@ -21,7 +23,7 @@ CountText = Callable[[str, str], int]
 
 
 class UnknownUsage(StrEnum):
-    """What a request is charged that ran on the engine and of which nobody saw any usage (an aborted whole answer)."""
+    """What a request is charged that ran on the engine and of which nobody saw anything (an aborted whole answer)."""
 
     PROMPT = "prompt"  # its prompt, counted with the model's tokenizer
     HOLD = "hold"  # all that was held for it
@@ -29,7 +31,12 @@ class UnknownUsage(StrEnum):
 
 
 class UnknownUsagePolicy:
-    """Decides what a request of unknown usage is charged."""
+    """Decides what a request is charged whose usage the engine did not tell, or not to the end.
+
+    Text that was seen is always charged: else a client would leave before each answer's only usage. What cannot be
+    counted (no tokenizer, too long, its body forgotten) is charged at its bound, unless nothing is to be charged:
+    else a client would choose what cannot be counted.
+    """
 
     def __init__(self, charge: UnknownUsage, count_text: CountText | None = None) -> None:
         self._charge = charge
@@ -38,18 +45,51 @@ class UnknownUsagePolicy:
     def decide(
         self, admitted: Admitted, ending: Ending, count_prompt: Callable[[], int] | None
     ) -> tuple[Usage, Evidence]:
-        if self._charge is UnknownUsage.HOLD:
-            return Usage(admitted.prompt_bound, admitted.completion_bound), Evidence.HELD
-        if self._charge is UnknownUsage.NONE or count_prompt is None:
-            return NO_USAGE, Evidence.HELD
-        completion = 0
+        seen = ending.usage
+        if seen is None and not ending.text_bytes:
+            if self._charge is UnknownUsage.HOLD:
+                return _within(admitted.prompt_bound, admitted.completion_bound), Evidence.HELD
+            if self._charge is UnknownUsage.NONE:
+                return NO_USAGE, Evidence.HELD
+        prompt = seen.prompt if seen is not None else self._counted(admitted, count_prompt)
+        text = self._counted(admitted, lambda: self._text_tokens(admitted.model, ending))
+        evidence = Evidence.TOKENIZED
+        if prompt is None:
+            prompt, evidence = self._bound(admitted.prompt_bound), Evidence.HELD
+        if text is None:
+            text, evidence = self._bound(min(ending.text_bytes, admitted.completion_bound)), Evidence.HELD
+        if seen is None:
+            return _within(prompt, text), evidence
+        return replace(_within(prompt, seen.completion + text), cached=seen.cached, reasoning=seen.reasoning), evidence
+
+    def _counted(self, admitted: Admitted, count: Callable[[], int] | None) -> int | None:
         try:
-            if ending.text and self._count_text is not None:
-                completion = self._count_text(admitted.model, ending.text)
-            return Usage(count_prompt(), completion), Evidence.TOKENIZED
+            if count is None:
+                raise CountUnavailable("its prompt is not known any more, or holds more than text")
+            return count()
         except CountUnavailable as error:
-            _log.warning("usage of %s is not known and cannot be counted: %s", admitted.hold_id, error)
-            return NO_USAGE, Evidence.HELD
+            _log.warning("usage of %s was not seen and cannot be counted: %s", admitted.hold_id, error)
+            return None
+
+    def _text_tokens(self, model: str, ending: Ending) -> int:
+        """Tokens of all generated text; where only its beginning was kept, the rest is taken to be like it."""
+        if not ending.text_bytes:
+            return 0
+        kept = len((ending.text or "").encode("utf-8", "surrogateescape"))
+        if not ending.text or self._count_text is None:
+            raise CountUnavailable("its generated text was not kept")
+        # The bound may have cut it within a character.
+        text = ending.text.encode("utf-8", "replace").decode()
+        return -(-self._count_text(model, text) * max(kept, ending.text_bytes) // kept)
+
+    def _bound(self, tokens: int) -> int:
+        return 0 if self._charge is UnknownUsage.NONE else tokens
+
+
+def _within(prompt: int, completion: int) -> Usage:
+    """A bound can be larger than what a ledger takes for one request."""
+    prompt = min(prompt, TOKENS_MAX)
+    return Usage(prompt, min(completion, TOKENS_MAX - prompt))
 
 
 class Settling:

@@ -43,14 +43,16 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What the response showed. ``usage`` is the engine's own, with its ``evidence``; ``text`` what was generated where
-    a stream carried no usage. ``ended``: the answer was seen to its end. Times are epoch milliseconds."""
+    """What the response showed. ``usage`` is the engine's own, with its ``evidence``; without evidence it is what was
+    known before ``text``, which was generated and no usage covers. ``text_bytes``: its whole length, of which ``text``
+    may be the beginning. ``ended``: the answer was seen to its end. Times are epoch milliseconds."""
 
     endpoint: str | None = None
     stream: bool = False
     usage: Usage | None = None
     evidence: Evidence | None = None
     text: str | None = None
+    text_bytes: int = 0
     finish: str | None = None
     error: bool = False
     ended: bool = False
@@ -84,9 +86,10 @@ class Ending:
 
 
 def known_usage(ending: Ending) -> tuple[Usage, Evidence] | None:
-    """Usage that needs no policy: the engine's own figures, or none at all where it never generated."""
-    if ending.usage is not None:
-        return ending.usage, ending.evidence or Evidence.CONTINUOUS
+    """Usage that needs no policy: the engine's own figures where they cover all that passed, or none at all where it
+    never generated."""
+    if ending.usage is not None and ending.evidence is not None:
+        return ending.usage, ending.evidence
     if ending.never_generated:
         return NO_USAGE, Evidence.EXACT
     return None

@@ -7,7 +7,9 @@ from typing import Any
 
 import gevent
 import pytest
-from scripted_kong import Bench, ScriptedKong, budget, chat
+from scripted_kong import Bench, ScriptedKong, budget, chat, tap_table
+
+from kong_plugins.billing_events import plugin as billing_events
 
 ROOMY = {"budgets": [budget(limit=100_000)]}
 ABORTED = {"ended": False}
@@ -113,12 +115,69 @@ def test_generated_text_without_usage_is_counted() -> None:
     assert (event["data"]["evidence"], event["data"]["outcome"]) == ("tokenized", "completed")
 
 
-def test_a_prompt_nobody_can_count_any_more_is_held_at_nothing() -> None:
-    """After a restart of the plugin server, or without a tokenizer: no invented figure."""
-    bench = Bench(**ROOMY)
-    bench.log(bench.access(chat(model="unheard-of")), **ABORTED)
+COUNTED = {"tokenizers": {"deepseek-r1": "deepseek-r1"}, "chat_template": "deepseek_r1"}
+
+
+@pytest.mark.parametrize("policy", ["prompt", "hold", "none"])
+@pytest.mark.parametrize("phase", ["token-quota", "billing-events"])
+def test_text_after_a_first_usage_is_charged_too(policy: str, phase: str) -> None:
+    """Anthropic's streams tell the prompt first and the completion last: who leaves in between pays for what came,
+    whichever plugin's log phase comes first."""
+    bench = Bench(**ROOMY, unknown_usage=policy, **COUNTED)
+    admitted = bench.access(chat(stream=True))
+    tap = {**ABORTED, "usage": {"prompt": 9, "completion": 0, "cached": 4}, "text": "Hello! Hello!", "text_bytes": 13}
+    if phase == "billing-events":
+        billing = billing_events.Plugin({"ledger_url": "redis://127.0.0.1/0"}, bench.parts)
+        ScriptedKong(usage_tap=tap_table(admitted, **tap)).run(billing.log)
+    bench.log(admitted, **tap)
     (event,) = bench.events()
-    assert (bench.committed(), bench.held(), event["data"]["evidence"]) == (0, 0, "held")
+    assert bench.committed() == 13
+    assert {k: event["data"][k] for k in ("prompt", "completion", "cached")} == {
+        "prompt": 9,
+        "completion": 4,
+        "cached": 4,
+    }
+    assert (event["data"]["evidence"], event["data"]["outcome"]) == ("tokenized", "aborted")
+
+
+@pytest.mark.parametrize("policy", ["prompt", "none"])
+def test_a_stream_without_usage_is_not_free_to_leave(policy: str) -> None:
+    """Text that passed is charged under every policy: `none` is for answers of which nobody saw anything."""
+    bench = Bench(**ROOMY, unknown_usage=policy, **COUNTED)
+    bench.log(bench.access(chat(stream=True)), **ABORTED, text="Hello! Hello!", text_bytes=13)
+    assert bench.committed() == 12
+
+
+def test_text_beyond_what_was_kept_is_charged() -> None:
+    """The tap keeps a beginning, here cut within a character, and the length: the rest counts as the beginning did."""
+    bench = Bench(**ROOMY, **COUNTED)
+    kept = ("Hello! " * 100).encode() + "é".encode()[:1]
+    bench.log(bench.access(chat(stream=True)), **ABORTED, text=kept, text_bytes=10 * len(kept))
+    (event,) = bench.events()
+    assert 2_000 <= event["data"]["completion"] <= 2_100
+    bench.log(bench.access(chat(stream=True)), **ABORTED, text_bytes=50)
+    assert bench.events()[1]["data"]["completion"] == 50
+
+
+@pytest.mark.parametrize(("policy", "charged"), [("prompt", 13), ("hold", 13), ("none", 0)])
+def test_what_nobody_can_count_is_charged_at_its_bound(policy: str, charged: int) -> None:
+    """No tokenizer, or the body forgotten: a client cannot make its requests free by choosing what is not counted."""
+    bench = Bench(**ROOMY, unknown_usage=policy)
+    admitted = bench.access(chat(model="unheard-of", stream=True))
+    prompt_bound = admitted.decision["log"]["bound"][0]
+    bench.log(admitted, **ABORTED, text="Hello! Hello!", text_bytes=13)
+    (event,) = bench.events()
+    assert (event["data"]["prompt"], event["data"]["completion"]) == ((prompt_bound if charged else 0), charged)
+    assert (bench.held(), event["data"]["evidence"]) == (0, "held")
+
+
+def test_a_bound_beyond_what_a_ledger_takes_is_charged_as_far_as_it_goes() -> None:
+    """No limit, no context length, thousands of choices: the hold is settled all the same."""
+    bench = Bench(unknown_usage="hold")
+    body = {"model": "unheard-of", "prompt": ["x"] * 2_000, "n": 8, "max_tokens": 2**24}
+    bench.log(bench.access(body, path="/v1/completions"), **ABORTED)
+    (event,) = bench.events()
+    assert event["data"]["prompt"] + event["data"]["completion"] == 2**32
 
 
 @pytest.mark.parametrize("tap", [None, [], {"v": 2}, {"v": 1, "status": 401, "source": "exit"}])
