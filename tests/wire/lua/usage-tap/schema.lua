@@ -1,0 +1,4 @@
+return {
+  name = "usage-tap",
+  fields = { { config = { type = "record", fields = { { guard = { type = "boolean", default = true } } } } } },
+}
