@@ -13,6 +13,7 @@ import gevent
 
 from kong_plugins.adapters.background import GreenletQueue
 from kong_plugins.adapters.ledger import connect_ledger
+from kong_plugins.adapters.sweeper import Sweeper
 from kong_plugins.adapters.tokenizers import ModelTokenCounter, OffLoopCounter
 from kong_plugins.application.ports import Ledger
 from kong_plugins.application.prompts import PromptsUnderWay
@@ -38,6 +39,7 @@ class ProcessParts:
         self._connect = connect
         self._members = 0
         self._ledgers: dict[tuple[str, float], Ledger] = {}
+        self._sweepers: list[Sweeper] = []
         self._counters: dict[tuple[tuple[str, str], ...], OffLoopCounter] = {}
         self._open()
 
@@ -62,6 +64,9 @@ class ProcessParts:
         for counter in self._counters.values():
             counter.close()
         self._counters.clear()
+        for sweeper in self._sweepers:
+            sweeper.stop()
+        self._sweepers.clear()
         for ledger in self._ledgers.values():
             close = getattr(ledger, "close", None)
             if close is not None:
@@ -78,6 +83,8 @@ class ProcessParts:
         key = (url, timeout_s)
         if key not in self._ledgers:
             self._ledgers[key] = self._connect(url, timeout_s)
+            self._sweepers.append(Sweeper(self._ledgers[key]))
+            self._sweepers[-1].start()
         return self._ledgers[key]
 
     def counter(self, tokenizers: Mapping[str, str]) -> OffLoopCounter:
