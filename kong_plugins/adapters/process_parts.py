@@ -22,6 +22,7 @@ from kong_plugins.domain.errors import CountUnavailable
 _log = logging.getLogger(__name__)
 
 SETTLE_CAPACITY = 20_000  # some 1 kB each; at 300 requests/s a store may be away for a minute before any is lost
+RELEASE_CAPACITY = 20_000  # some 0.5 kB each: the requests of a minute without a store
 TIGHTEN_CAPACITY = 256  # only ever helps while budgets are scarce: late is as good as never
 DRAIN_S = 5.0
 
@@ -38,19 +39,19 @@ class ProcessParts:
     def __init__(self, connect: Connect = _connect) -> None:
         self._connect = connect
         self._members = 0
-        self._ledgers: dict[tuple[str, float], Ledger] = {}
-        self._sweepers: list[Sweeper] = []
-        self._counters: dict[tuple[tuple[str, str], ...], OffLoopCounter] = {}
         self._open()
 
     def _open(self) -> None:
+        self._ledgers: dict[tuple[str, float], Ledger] = {}
+        self._sweepers: list[Sweeper] = []
+        self._counters: dict[tuple[tuple[str, str], ...], OffLoopCounter] = {}
         self.prompts = PromptsUnderWay()
         self.settles = GreenletQueue("settle", capacity=SETTLE_CAPACITY)
+        self.releases = GreenletQueue("release", capacity=RELEASE_CAPACITY)
         self.tightens = GreenletQueue("tighten", capacity=TIGHTEN_CAPACITY)
 
     def join(self) -> None:
-        if self._members == 0:
-            self._open()
+        """Before taking any part: they are of those who have joined."""
         self._members += 1
 
     def leave(self) -> None:
@@ -58,20 +59,21 @@ class ProcessParts:
         self._members -= 1
         if self._members > 0:
             return
-        self.tightens.close(DRAIN_S)
-        if not self.settles.close(DRAIN_S):
-            _log.error("%d settlements were still under way after %s s", len(self.settles), DRAIN_S)
-        for counter in self._counters.values():
+        ledgers, sweepers, counters = self._ledgers, self._sweepers, self._counters
+        settles, others = self.settles, (self.tightens, self.releases)
+        self._open()  # whoever joins while these drain has its own
+        if not settles.close(DRAIN_S):
+            _log.error("%d settlements were still under way after %s s", len(settles), DRAIN_S)
+        for queue in others:
+            queue.close(DRAIN_S)
+        for counter in counters.values():
             counter.close()
-        self._counters.clear()
-        for sweeper in self._sweepers:
+        for sweeper in sweepers:
             sweeper.stop()
-        self._sweepers.clear()
-        for ledger in self._ledgers.values():
+        for ledger in ledgers.values():
             close = getattr(ledger, "close", None)
             if close is not None:
                 close()
-        self._ledgers.clear()
 
     def ledger(self, url: str, timeout_s: float) -> Ledger:
         """One for each store; connecting happens at its first operation (a Cluster: now).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kong_plugins.application.ports import Background, Ledger, LedgerUnavailable
@@ -15,8 +15,8 @@ from kong_plugins.domain.usage import Usage
 
 _log = logging.getLogger(__name__)
 
-RELEASE_TRIES = 5
-RELEASE_PAUSE_S = 0.5
+RELEASE_FIRST_S = 0.25
+RELEASE_MAX_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +73,16 @@ class AdmissionPolicy:
 
 
 class Admission:
-    """Decides one request at a time; any number may run at once."""
+    """Decides one request at a time; any number may run at once.
 
-    def __init__(self, ledger: Ledger, background: Background, policy: AdmissionPolicy) -> None:
+    ``tightens`` may drop work, which only helps while budgets are scarce. What is dropped from ``releases`` blocks its
+    tenant's budgets until the hold's time is over.
+    """
+
+    def __init__(self, ledger: Ledger, tightens: Background, releases: Background, policy: AdmissionPolicy) -> None:
         self._ledger = ledger
-        self._background = background
+        self._tightens = tightens
+        self._releases = releases
         self._policy = policy
 
     def admit(self, ask: Ask) -> Held | Denied:
@@ -88,8 +93,14 @@ class Admission:
         try:
             return self._admit(ask)
         except LedgerUnavailable:
-            self._background.submit(lambda: self._empty(ask))
+            self.forsake(ask.tenant, ask.hold_id, ask.planned)
             raise
+
+    def forsake(self, tenant: str, hold_id: str, planned: Sequence[PlannedLine]) -> None:
+        """Empty, in the background, a hold that no log phase may ever settle: it stands if the ledger's reply was lost,
+        or if Kong did not wait for ours. Emptied it blocks nothing; should its request run after all, it is settled."""
+        amounts = [(each.line.key, 0) for each in planned]  # and nothing else: the request may be large
+        self._releases.submit(lambda: self._empty(tenant, hold_id, amounts))
 
     def _admit(self, ask: Ask) -> Held | Denied:
         bound, planned = ask.bound, ask.planned
@@ -150,15 +161,16 @@ class Admission:
                 amounts = [(each.line.key, each.line.amount) for each in at(ask.planned, exact)]
                 self._ledger.tighten(ask.tenant, ask.hold_id, amounts)
 
-        self._background.submit(tighten)
+        self._tightens.submit(tighten)
 
-    def _empty(self, ask: Ask) -> None:
-        """The reply was lost, so the hold may stand and nobody will settle it. Emptied, it blocks nothing meanwhile."""
-        for _ in range(RELEASE_TRIES):
+    def _empty(self, tenant: str, hold_id: str, amounts: Sequence[tuple[str, int]]) -> None:
+        pause_s = RELEASE_FIRST_S
+        while True:
             try:
-                self._ledger.tighten(ask.tenant, ask.hold_id, [(each.line.key, 0) for each in ask.planned])
+                self._ledger.tighten(tenant, hold_id, amounts)
             except LedgerUnavailable:
-                if not self._background.pause(RELEASE_PAUSE_S):
+                if not self._releases.pause(pause_s):
                     return
+                pause_s = min(2 * pause_s, RELEASE_MAX_S)
             else:
                 return

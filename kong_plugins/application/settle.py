@@ -116,8 +116,7 @@ class Settling:
             return self._settle(settlement)
         except LedgerUnavailable as error:
             _log.error("ledger out of reach, settling %s goes on in the background: %s", admitted.hold_id, error)
-            if not self._background.submit(lambda: self._settle_until_done(settlement)):
-                _log_lost(settlement, "the queue is full")
+            self._try_later(settlement, RETRY_FIRST_S)
             return None
 
     def _settle(self, settlement: Settlement) -> SettleOutcome:
@@ -126,19 +125,22 @@ class Settling:
             _log_lost(settlement, "the ledger does not know its hold")
         return outcome
 
-    def _settle_until_done(self, settlement: Settlement) -> None:
-        """Those behind it in the queue wait too: they would meet the same outage."""
-        pause_s = RETRY_FIRST_S
-        while True:
-            try:
-                self._settle(settlement)
-            except LedgerUnavailable as error:
-                if not self._background.pause(pause_s):
-                    _log_lost(settlement, f"stopped before the ledger came back ({error})")
-                    return
-                pause_s = min(2 * pause_s, RETRY_MAX_S)
-            else:
+    def _try_later(self, settlement: Settlement, pause_s: float) -> None:
+        if not self._background.submit(lambda: self._try_again(settlement, pause_s)):
+            _log_lost(settlement, "the queue is full or closing")
+
+    def _try_again(self, settlement: Settlement, pause_s: float) -> None:
+        """Once, then again behind the others: they may meet the same outage, or this one alone an error of its own."""
+        try:
+            self._settle(settlement)
+        except LedgerUnavailable as error:
+            if self._background.pause(pause_s):
+                self._try_later(settlement, min(2 * pause_s, RETRY_MAX_S))
                 return
+            try:  # the process ends
+                self._settle(settlement)
+            except LedgerUnavailable:
+                _log_lost(settlement, f"stopped before the ledger came back ({error})")
 
 
 def _log_lost(settlement: Settlement, why: str) -> None:

@@ -58,8 +58,12 @@ class Plugin:
         if not url:
             raise ValueError(f"config.ledger_url: set it, or {LEDGER_URL_ENV} in the plugin server's environment")
         self._parts = parts or process_parts()
-        ledger = self._parts.ledger(url, float(str(values["ledger_timeout_ms"])) / 1000)
         self._parts.join()
+        try:
+            ledger = self._parts.ledger(url, float(str(values["ledger_timeout_ms"])) / 1000)
+        except BaseException:
+            self._parts.leave()
+            raise
         self._settling = Settling(ledger, self._parts.settles)
 
     def log(self, kong: Any) -> None:

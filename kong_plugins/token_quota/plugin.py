@@ -86,16 +86,19 @@ class Plugin:
     def __init__(self, config: Mapping[str, Any], parts: ProcessParts | None = None) -> None:
         self._config: QuotaConfig = parse_config(config)
         self._parts = parts or process_parts()
+        self._parts.join()
         try:
             self._ledger = self._parts.ledger(self._config.ledger_url, self._config.ledger_timeout_s)
             self._counter = self._parts.counter(self._config.tokenizers)
-        except ValueError as error:
-            raise ConfigError([f"config.ledger_url: {error}"]) from error
-        except CountUnavailable as error:
-            raise ConfigError([f"config.tokenizers: {error}"]) from error
-        self._parts.join()
+        except BaseException as error:
+            self._parts.leave()
+            if isinstance(error, ValueError):
+                raise ConfigError([f"config.ledger_url: {error}"]) from error
+            if isinstance(error, CountUnavailable):
+                raise ConfigError([f"config.tokenizers: {error}"]) from error
+            raise
         policy = AdmissionPolicy(self._config.hold_ttl_us, self._config.patience_us, self._config.clamp_min)
-        self._admission = Admission(self._ledger, self._parts.tightens, policy)
+        self._admission = Admission(self._ledger, self._parts.tightens, self._parts.releases, policy)
         unknown = UnknownUsagePolicy(
             self._config.unknown_usage, lambda model, text: self._counter.count(model, (text,))
         )
@@ -105,11 +108,9 @@ class Plugin:
 
     def access(self, kong: Any) -> None:
         """Decide: set the decision for the tap, or end the request."""
-        decision = self._decide(read_gate(kong.ctx.shared.get(GATE)))
-        if isinstance(decision, Reply):
-            kong.response.exit(decision.status, decision.body, dict(decision.headers))
-        else:
-            kong.ctx.shared.set(DECISION, decision)
+        refused = self._decide(kong, read_gate(kong.ctx.shared.get(GATE)))
+        if refused is not None:
+            kong.response.exit(refused.status, refused.body, dict(refused.headers))
 
     def log(self, kong: Any) -> None:
         """Settle what the tap saw. A request that was refused, here or before, has nothing to settle."""
@@ -125,14 +126,15 @@ class Plugin:
         """The row is gone; the last row of a process drains what is still to be settled."""
         self._parts.leave()
 
-    def _decide(self, gate: GateRequest | None) -> dict[str, object] | Reply:
+    def _decide(self, kong: Any, gate: GateRequest | None) -> Reply | None:
+        """None when the request was let through."""
         if gate is None:
             message = "usage-gate is not enabled on this route: token-quota reads the request through it. Enable it."
             return reply(Problem(503, "gate_missing", message), Caller())
         endpoint = endpoint_of(gate.path)
         caller = Caller(gate.id, endpoint, gate.accept)
         if endpoint is None:
-            return self._unmetered(gate, caller)
+            return self._unmetered(kong, gate, caller)
         if gate.method != "POST":
             return reply(Problem(405, "method_not_allowed", "Use POST."), caller, {"Allow": "POST"})
         try:
@@ -149,11 +151,18 @@ class Plugin:
             return reply(Problem(503, "ledger_unavailable", message), caller, _LEDGER_RETRY)
         if isinstance(decided, Denied):
             return self._refused(asked, record, decided, caller)
-        return self._admitted(asked, record, decided)
+        try:
+            kong.ctx.shared.set(DECISION, self._decision(asked, record, decided))
+        except BaseException:
+            # Mostly Kong that did not wait so long: the client has its 503, and no log phase will tell of a hold.
+            self._admission.forsake(asked.tenant, gate.id, decided.planned)
+            raise
+        return None
 
-    def _unmetered(self, gate: GateRequest, caller: Caller) -> dict[str, object] | Reply:
+    def _unmetered(self, kong: Any, gate: GateRequest, caller: Caller) -> Reply | None:
         if self._config.allow_unmetered:
-            return write_unmetered()
+            kong.ctx.shared.set(DECISION, write_unmetered())
+            return None
         message = f"{gate.method} on this path is not served here. Operators can set unmetered_paths to allow."
         return reply(Problem(404, "unknown_url", message), caller)
 
@@ -199,7 +208,7 @@ class Plugin:
         # One job for all texts: a job a text would queue a long conversation behind itself.
         return count_prompt(request, self._config.rules, lambda _: next(counts, 0))
 
-    def _admitted(self, asked: _Asked, record: Admitted, held: Held) -> dict[str, object]:
+    def _decision(self, asked: _Asked, record: Admitted, held: Held) -> dict[str, object]:
         gate, demand = asked.gate, asked.demand
         self._alerts.note(asked.tenant, held)
         if asked.countable:

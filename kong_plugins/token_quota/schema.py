@@ -245,8 +245,8 @@ SCHEMA: Schema = [
     {
         "unknown_usage": _choice(
             "What is charged when the engine worked and nobody saw anything of its answer (a whole answer the client"
-            " left before it came). prompt: the counted prompt, or its bound in bytes where it cannot be counted. hold: all"
-            " that was held. none: nothing. Generated text that was seen without its usage is always counted.",
+            " left before it came). prompt: the counted prompt, or its bound in bytes where it cannot be counted. hold:"
+            " all that was held. none: nothing. Generated text that was seen without its usage is always counted.",
             "prompt",
             "hold",
             "none",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -113,6 +114,7 @@ class SwitchableLedger(MemoryLedger):
         super().__init__(clock)
         self.cut = False
         self.lose_replies = False
+        self.refuses: set[str] = set()  # ids of holds whose settlement it answers with an error
         self.holds: list[HoldRequest] = []
 
     def hold(self, request: HoldRequest) -> HoldOutcome:
@@ -123,8 +125,12 @@ class SwitchableLedger(MemoryLedger):
         return outcome
 
     def settle(self, settlement: Settlement) -> SettleOutcome:
-        self._line()
+        self._line(settlement.hold_id in self.refuses)
         return super().settle(settlement)
+
+    def tighten(self, tenant: str, hold_id: str, amounts: Sequence[tuple[str, int]]) -> bool:
+        self._line()
+        return super().tighten(tenant, hold_id, amounts)
 
     def _line(self, lost: bool = False) -> None:
         if self.cut or lost:

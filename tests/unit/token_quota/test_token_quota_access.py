@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import gevent
 import pytest
 from scripted_kong import Bench, ScriptedKong, budget, chat
 
@@ -205,7 +206,43 @@ def test_a_lost_reply_does_not_keep_the_budget() -> None:
     bench.ledger.lose_replies = True
     assert bench.access().status == 503
     assert bench.held() > 0
-    assert bench.parts.tightens.join(timeout_s=5)
+    assert bench.parts.releases.join(timeout_s=5)
+    assert bench.held() == 0
+
+
+def test_no_reply_lost_in_a_stall_keeps_its_budget() -> None:
+    """A store that answers too late leaves hundreds of holds that nobody will settle: every one is emptied, also when
+    the store is away for a while after."""
+    bench = Bench(budgets=[budget(limit=10_000_000)])
+    bench.ledger.lose_replies = True
+    for _ in range(300):
+        assert bench.access().status == 503
+    bench.ledger.lose_replies = False
+    bench.ledger.cut = True
+    gevent.sleep(0.3)
+    assert bench.held() > 0
+    bench.ledger.cut = False
+    assert bench.parts.releases.join(timeout_s=5)
+    assert bench.held() == 0
+
+
+class _GoneError(BaseException):
+    """What the plugin server raises when Kong waits for an event no longer."""
+
+
+def test_a_hold_that_kong_did_not_wait_for_is_emptied() -> None:
+    """The decision came too late: the client has its 503, no log phase tells of the hold, the budget is free again."""
+    bench = Bench(budgets=[budget()])
+    kong = ScriptedKong(usage_gate=bench.gate())
+
+    def gone(_key: str, _value: object) -> None:
+        raise _GoneError
+
+    kong.ctx.shared.set = gone
+    with pytest.raises(_GoneError):
+        bench.plugin.access(kong)
+    assert bench.held() > 0
+    assert bench.parts.releases.join(timeout_s=5)
     assert bench.held() == 0
 
 

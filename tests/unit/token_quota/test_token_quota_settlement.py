@@ -214,6 +214,36 @@ def test_a_settlement_that_cannot_be_made_is_in_the_log(caplog: pytest.LogCaptur
     assert '"completion":2' in caplog.records[-1].getMessage()
 
 
+def test_one_settlement_that_cannot_be_made_stops_no_other() -> None:
+    """A ledger that answers one request's settlement with an error of its own, for ever."""
+    bench = Bench(**ROOMY)
+    bad, good = bench.access(), bench.access()
+    bench.ledger.refuses = {bad.decision["log"]["hold"]}
+    bench.log(bad, usage={"prompt": 100, "completion": 0}, evidence="exact")
+    bench.ledger.cut = True
+    bench.log(good, usage={"prompt": 1, "completion": 2}, evidence="exact")
+    bench.ledger.cut = False
+    with gevent.Timeout(5):
+        while bench.committed() == 0:
+            gevent.sleep(0.01)
+    assert bench.committed() == 3
+    bench.ledger.refuses = set()
+    assert bench.parts.settles.join(timeout_s=5)
+    assert bench.committed() == 103
+
+
+def test_closing_drains_what_waits_for_its_next_try() -> None:
+    """The ledger is back, the pause is not over, the process ends: the settlement is made."""
+    bench = Bench(**ROOMY)
+    admitted = bench.access()
+    bench.ledger.cut = True
+    bench.log(admitted, usage={"prompt": 1, "completion": 2}, evidence="exact")
+    gevent.sleep(0)
+    bench.ledger.cut = False
+    bench.plugin.close()
+    assert bench.committed() == 3
+
+
 def test_closing_drains_what_is_queued() -> None:
     """The last row of a process goes: a settlement under way is still made."""
     bench = Bench(**ROOMY)
