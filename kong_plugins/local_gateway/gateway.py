@@ -127,6 +127,7 @@ class LocalGateway:
 
     async def stop(self) -> None:
         """Takes no new connection, lets requests and log records end for ``stop_timeout_s``, then cuts the rest."""
+        self._log.write("notice", f"stopping: {sum(client.busy for client in self._clients)} requests under way")
         if self._server is not None:
             self._server.close()
         for client in list(self._clients):

@@ -209,8 +209,11 @@ def pack_request(message_id: int, method: object, argument: object) -> bytes:
     if isinstance(argument, dict) and isinstance(argument.get("Data"), Binary):
         data: Binary = argument["Data"]
         length = len(data)
-        head = b"\xc4" + bytes((length,)) if length < 256 else b"\xc5" + length.to_bytes(2, "big")
-        if length > 0xFFFF:
+        if length < 1 << 8:
+            head = b"\xc4" + length.to_bytes(1, "big")
+        elif length < 1 << 16:
+            head = b"\xc5" + length.to_bytes(2, "big")
+        else:
             head = b"\xc6" + length.to_bytes(4, "big")
         start = _PACKER.pack([REQUEST, message_id, method])[1:]
         rest = _PACKER.pack("EventId") + _PACKER.pack(argument["EventId"]) + _PACKER.pack("Data")
