@@ -81,17 +81,20 @@ def write_decision(
     admitted: Admitted, demand: Demand, body: bytes, upstream: Mapping[str, str], response: Mapping[str, str]
 ) -> dict[str, object]:
     """The decision for an admitted request."""
+    meter: dict[str, object] = {
+        "endpoint": demand.endpoint.value,
+        "stream": demand.stream,
+        "hide_usage": demand.stream and not demand.wants_usage,
+    }
+    if demand.prompts > 1:
+        meter["choices_per_prompt"] = demand.choices // demand.prompts
     return {
         "v": VERSION,
         "allow": True,
         "body": body,
         "upstream": dict(upstream),
         "response": dict(response),
-        "meter": {
-            "endpoint": demand.endpoint.value,
-            "stream": demand.stream,
-            "hide_usage": demand.stream and not demand.wants_usage,
-        },
+        "meter": meter,
         "log": _write_admitted(admitted),
     }
 

@@ -74,6 +74,7 @@ local function apply(decision, state, tap)
       error("unknown endpoint in the decision")
     end
     state.endpoint = meter.endpoint
+    state.choices_per_prompt = meter.choices_per_prompt
     state.hide = meter.hide_usage == true and meter.stream == true and HIDEABLE[meter.endpoint] == true
     tap.endpoint, tap.stream = meter.endpoint, meter.stream == true
   end
@@ -125,7 +126,7 @@ end
 
 local function reader_for(conf, state, tap, content_type)
   local hide, endpoint = state.hide, state.endpoint
-  local meter = Meter.new(tap, endpoint, conf.text_bytes_max)
+  local meter = Meter.new(tap, endpoint, conf.text_bytes_max, state.choices_per_prompt)
   state.meter = meter
   if find(content_type, "text/event-stream", 1, true) then
     local tree = shapes.STREAM[endpoint]
@@ -254,7 +255,12 @@ local function finish()
   tap.upstream_status = ngx.var.upstream_status
   local waited = ngx.ctx.KONG_WAITING_TIME
   tap.proxy_ms = waited and floor(waited) or nil
-  local meter = kong.ctx.plugin.meter
+  local state = kong.ctx.plugin
+  local meter, scanner = state.meter, state.scanner
+  if scanner and not scanner:complete() then
+    scanner:cut()
+    meter:cut_body(scanner.doc)
+  end
   if meter and tap.text_bytes > 0 then
     tap.text = meter:uncovered_text()
   end

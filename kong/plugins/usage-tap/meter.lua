@@ -8,9 +8,11 @@ local buffer = require "string.buffer"
 local decode = require("cjson.safe").decode
 
 local find, match, sub = string.find, string.match, string.sub
-local pairs, type = pairs, type
+local floor = math.floor
+local tonumber, type = tonumber, type
 local usage_of = shapes.usage_of
 
+local INDEX_DIGITS_MAX = 6 -- thousands of prompts, with several choices each
 local NAME = '^"([%w_%-%.:/]+)"$'
 
 -- The event types of /responses after which no more tokens come.
@@ -24,7 +26,8 @@ local Meter = {}
 Meter.__index = Meter
 
 
-local function new(published, endpoint, text_bytes_max)
+-- choices_per_prompt: where a request has several prompts, each of whose running usages tells its own prompt only.
+local function new(published, endpoint, text_bytes_max, choices_per_prompt)
   return setmetatable({
     published = published,
     endpoint = endpoint,
@@ -33,6 +36,10 @@ local function new(published, endpoint, text_bytes_max)
     text_kept = 0,
     by_choice = {},       -- running completion by choice index
     choices = 0,
+    completion = 0,       -- sum of these
+    choices_per_prompt = choices_per_prompt,
+    by_prompt = {},       -- tokens of each prompt seen
+    prompt = 0,           -- sum of these
     last_was_final = false, -- the last usage came with the only choice's finish reason
   }, Meter)
 end
@@ -100,7 +107,7 @@ function Meter:running(choices, prompt, completion, cached, reasoning)
     return
   end
   local index = choices and #choices == 1 and choices[1].index or "0"
-  if not find(index, "^%d+$") or #index > 4 then
+  if not find(index, "^%d+$") or #index > INDEX_DIGITS_MAX then
     index = "0"
   end
   local by_choice = self.by_choice
@@ -111,14 +118,19 @@ function Meter:running(choices, prompt, completion, cached, reasoning)
     return -- running counts do not go back
   end
   by_choice[index] = completion
+  self.completion = self.completion + completion - (before or 0)
+  local per_prompt = self.choices_per_prompt
+  if per_prompt then
+    local number = floor(tonumber(index) / per_prompt)
+    self.prompt = self.prompt + prompt - (self.by_prompt[number] or 0)
+    self.by_prompt[number] = prompt
+    prompt, cached = self.prompt, nil
+  end
   if self.choices > 1 then
-    completion, reasoning = 0, nil
-    for _, value in pairs(by_choice) do
-      completion = completion + value
-    end
+    completion, reasoning = self.completion, nil
     published.choices = by_choice
     local usage = published.usage
-    if usage and usage.prompt > prompt then
+    if not per_prompt and usage and usage.prompt > prompt then
       prompt, cached = usage.prompt, usage.cached
     end
   end
@@ -246,7 +258,17 @@ function Meter:body(doc)
     local prompt, completion, cached, reasoning = usage_of(self.endpoint, doc.usage)
     if prompt then
       self:publish(prompt, completion, cached, reasoning, "exact")
+      return
     end
+  end
+  self:cut_body(doc)
+end
+
+
+-- An answer that will not be whole, or has no usage: its text is all that tells of it.
+function Meter:cut_body(doc)
+  if doc.texts or doc.lost then
+    self:uncovered(doc.texts or {}, doc.lost)
   end
 end
 

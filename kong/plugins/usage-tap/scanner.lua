@@ -6,6 +6,7 @@
 -- What to keep is a tree of nodes, one per path:
 --   { field = "id", cap = 256 }            a leaf: its raw JSON text goes to record.id; longer than `cap` bytes: "" instead
 --   { text = true }                        a leaf: a string appended raw to doc.texts; beyond the cap only counted (doc.lost)
+--                                          and closed there
 --   { members = { name = node, ... } }     an object to descend into
 --   { elements = node }                    an array to descend into
 --   record = "usage"                       on an object: a new record at doc.usage; leaves below go there
@@ -15,6 +16,7 @@
 
 local byte, find, sub = string.byte, string.find, string.sub
 local concat = table.concat
+local max = math.max
 
 local VALUE, SCALAR, STRING, AFTER, KEY, KEYSTRING, COLON, SKIP, SKIPSTRING, DONE = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 local QUOTE, BACKSLASH, COMMA, COLON_SIGN, OPEN_OBJECT, CLOSE_OBJECT, OPEN_ARRAY, CLOSE_ARRAY = 34, 92, 44, 58, 123, 125, 91, 93
@@ -99,14 +101,21 @@ local function keep(self, s, from, to)
     else
       self.pieces = { sub(s, from, to) }
     end
-  else
+  elseif not self.capture.text then
     self.pieces = nil
+  else -- of a text the beginning is worth keeping
+    local room = TEXT_CAP - (kept - length)
+    if room > 0 then
+      local pieces = self.pieces or {}
+      pieces[#pieces + 1] = sub(s, from, from + room - 1)
+      self.pieces = pieces
+    end
   end
 end
 
 
--- The leaf's last byte is s[to]; `from` is its first in this piece.
-local function leaf_end(self, s, from, to)
+-- The leaf's last byte is s[to]; `from` is its first in this piece. cut: there is more of it that never came.
+local function leaf_end(self, s, from, to, cut)
   local node = self.capture
   local raw
   if not self.pieces and self.kept == 0 and to - from < (node.cap or TEXT_CAP) then
@@ -119,18 +128,22 @@ local function leaf_end(self, s, from, to)
   if not node.text then
     local record = self.record or doc
     record[node.field] = raw
-  elseif raw == "" then
-    doc.lost = (doc.lost or 0) + self.kept
-  elseif byte(raw, 1) == QUOTE and #raw > 2 then
+  elseif byte(raw, 1) == QUOTE then
+    if cut or self.kept > #raw then
+      raw = raw .. '"'
+      doc.lost = (doc.lost or 0) + max(0, self.kept - #raw + (cut and 1 or 0))
+    end
     local bytes = (doc.text_bytes or 0) + #raw
     doc.text_bytes = bytes
     local texts = doc.texts
-    if bytes > TEXT_CAP then
-      doc.lost = (doc.lost or 0) + #raw
-    elseif texts then
-      texts[#texts + 1] = raw
-    else
-      doc.texts = { raw }
+    if bytes > TEXT_CAP + 1 then -- one that was closed here still fits
+      doc.lost = (doc.lost or 0) + #raw - 2
+    elseif #raw > 2 then
+      if texts then
+        texts[#texts + 1] = raw
+      else
+        doc.texts = { raw }
+      end
     end
   end
   self.capture, self.pieces, self.kept = nil, nil, 0
@@ -383,6 +396,14 @@ function Scanner:feed(s, i, j, base)
     keep(self, s, from, j)
   end
   self.state = state
+end
+
+
+-- No more will come: what there is of an unfinished text counts too.
+function Scanner:cut()
+  if self.capture and self.capture.text then
+    leaf_end(self, "", 1, 0, true)
+  end
 end
 
 

@@ -76,41 +76,51 @@ local function openai(choice)
   }
 end
 
-local RESPONSE_MEMBERS = {
-  id = ID,
-  error = ERROR,
-  status = leaf("status"),
-  incomplete_details = { members = { reason = leaf("incomplete") } },
-  usage = RESPONSES_USAGE,
-}
+-- A whole answer's text stands before its usage, so a client that leaves in between has the one without the other.
+local function response(output)
+  return {
+    id = ID,
+    error = ERROR,
+    status = leaf("status"),
+    incomplete_details = { members = { reason = leaf("incomplete") } },
+    usage = RESPONSES_USAGE,
+    output = output,
+  }
+end
 
-local MESSAGE_MEMBERS = {
-  id = ID,
-  error = ERROR,
-  type = leaf("type"),
-  stop_reason = leaf("finish"),
-  usage = ANTHROPIC_USAGE,
-}
+local function message(content)
+  return {
+    id = ID,
+    error = ERROR,
+    type = leaf("type"),
+    stop_reason = leaf("finish"),
+    usage = ANTHROPIC_USAGE,
+    content = content,
+  }
+end
+
+local PARTS = { elements = { members = { text = TEXT, thinking = TEXT } } }
+local ITEMS = { elements = { members = { name = TEXT, arguments = TEXT, content = PARTS } } }
 
 local BODY = {
-  chat = openai({}),
-  completions = openai({}),
+  chat = openai({ message = CHAT_DELTA }),
+  completions = openai({ text = TEXT }),
   embeddings = openai({}),
-  responses = { members = RESPONSE_MEMBERS },
-  messages = { members = MESSAGE_MEMBERS },
+  responses = { members = response(ITEMS) },
+  messages = { members = message(PARTS) },
 }
 
 local STREAM = {
   chat = openai({ delta = CHAT_DELTA }),
   completions = openai({ text = TEXT }),
   responses = {
-    members = { type = leaf("type"), delta = TEXT, error = ERROR, response = { members = RESPONSE_MEMBERS } },
+    members = { type = leaf("type"), delta = TEXT, error = ERROR, response = { members = response() } },
   },
   messages = {
     members = {
       type = leaf("type"),
       error = ERROR,
-      message = { members = MESSAGE_MEMBERS },
+      message = { members = message() },
       usage = ANTHROPIC_USAGE,
       delta = { members = { text = TEXT, thinking = TEXT, partial_json = TEXT, stop_reason = leaf("finish") } },
     },

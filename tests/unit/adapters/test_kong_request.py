@@ -45,6 +45,15 @@ def test_what_is_written_is_read_back() -> None:
     assert read_tap({"v": 1, "log": decision["log"]}) == (admitted, Ending())
 
 
+def test_the_tap_is_told_how_choices_belong_to_prompts() -> None:
+    """Only where there are several prompts: then a running usage is of one of them."""
+    admitted = Admitted("h1", "t", "m", "/kong/x", 10, 20)
+    one = Demand(Endpoint.COMPLETIONS, "m", True, False, 10, 20, 2)
+    several = Demand(Endpoint.COMPLETIONS, "m", True, False, 10, 20, choices=6, prompts=3)
+    meters = [write_decision(admitted, demand, b"{}", {}, {})["meter"] for demand in (one, several)]
+    assert [meter.get("choices_per_prompt") for meter in meters] == [None, 2]  # type: ignore[attr-defined]
+
+
 def test_odd_figures_never_lose_a_usage() -> None:
     """A subset larger than its whole is cut; a negative count is no count."""
     usage = {"prompt": 5, "completion": 3, "cached": 9, "reasoning": -1}

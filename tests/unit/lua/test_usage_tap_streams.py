@@ -114,6 +114,69 @@ def test_a_megabyte_of_answer_is_not_kept(host: LuaHost) -> None:
     assert request.shared_get("usage_tap")["usage"] == {"prompt": 9, "completion": 0}
 
 
+WHOLE_ANSWERS = {
+    "chat": '{"id":"c","choices":[{"index":0,"message":{"role":"assistant","content":"TEXT"}}],"usage":USAGE}',
+    "completions": '{"id":"c","choices":[{"index":0,"text":"TEXT"}],"usage":USAGE}',
+    "responses": '{"output":[{"type":"message","content":[{"type":"output_text","text":"TEXT"}]}],"usage":RESPONSES}',
+    "messages": '{"type":"message","content":[{"type":"text","text":"TEXT"}],"usage":RESPONSES}',
+}
+
+
+def whole_answer(endpoint: str, text: str) -> bytes:
+    answer = WHOLE_ANSWERS[endpoint].replace("RESPONSES", '{"input_tokens":7,"output_tokens":3}')
+    return answer.replace("USAGE", USAGE).replace("TEXT", text).encode()
+
+
+@pytest.mark.parametrize("endpoint", WHOLE_ANSWERS)
+def test_text_of_a_whole_answer_that_was_left_before_its_usage_is_kept(host: LuaHost, endpoint: str) -> None:
+    """The text comes before the usage: a client that reads it and leaves has had it."""
+    body = whole_answer(endpoint, "h\\u00e9llo " * 40)
+    for kept in (body[: body.index(b'"usage"')], body[:-1]):
+        tap = tap_of(host, kept, endpoint, content_type=JSON, eof=False)
+        assert ("usage" in tap, "evidence" in tap) == (False, False)
+        assert tap["text"] == "h\u00e9llo " * 40
+        assert tap["text_bytes"] == len(tap["text"].encode())
+    half = body[: body.index(b"llo") + 30]
+    assert tap_of(host, half, endpoint, content_type=JSON, eof=False)["text_bytes"] > 20
+    tap = tap_of(host, body, endpoint, content_type=JSON)
+    assert (tap["usage"], tap["evidence"], "text" in tap) == ({"prompt": 7, "completion": 3}, "exact", False)
+
+
+def test_a_whole_answer_without_usage_has_its_text(host: LuaHost) -> None:
+    """An engine that tells no usage: the text is all there is to count."""
+    body = '{"id":"c","choices":[{"message":{"content":"abc"}},{"message":{"reasoning":"de"}}]}'
+    tap = tap_of(host, body, content_type=JSON)
+    assert (tap["text"], tap["text_bytes"], tap["ended"]) == ("abcde", 5, True)
+
+
+@pytest.mark.parametrize("size", [1_000, 65_534, 65_535, 65_536, 300_000])
+@pytest.mark.parametrize("cut", [True, False])
+def test_of_a_long_text_the_beginning_and_the_length_are_kept(host: LuaHost, size: int, cut: bool) -> None:
+    """In 4 KB chunks, whole or cut: every byte is counted once, and enough is there to count tokens by."""
+    body = whole_answer("chat", "x" * size)
+    body = body[: body.index(b'"}}') + (0 if cut else 1)]
+    request = started(host, stream=False, content_type=JSON)
+    streamed(host, request, [body[i : i + 4096] for i in range(0, len(body), 4096)], eof=False)
+    tap = request.shared_get("usage_tap")
+    assert tap["text_bytes"] == size
+    assert tap["text"] == "x" * len(tap["text"])
+    assert len(tap["text"]) >= min(size, 65_534)
+
+
+def test_each_prompt_of_several_is_counted(host: LuaHost) -> None:
+    """A running usage of a completion with several prompts tells its own prompt; two choices share one."""
+
+    def completion(index: int, prompt: int, done: int) -> str:
+        return f'data: {{"choices":[{{"index":{index},"text":"a"}}],"usage":{counts(prompt, done)}}}\n\n'
+
+    body = completion(0, 100, 1) + completion(1, 100, 2) + completion(3, 30, 4) + completion(2, 30, 1)
+    body += completion(19_999, 5, 1) + completion(0, 100, 2)
+    tap = tap_of(host, body, "completions", eof=False, choices_per_prompt=2)
+    assert (tap["usage"], tap["evidence"]) == ({"prompt": 135, "completion": 10}, "continuous")
+    tap = tap_of(host, body + FINAL + "data: [DONE]\n\n", "completions", choices_per_prompt=2)
+    assert (tap["usage"], tap["evidence"]) == ({"prompt": 7, "completion": 3}, "exact")
+
+
 def test_usage_of_a_cut_body_is_not_claimed(host: LuaHost) -> None:
     """A JSON body that ends before its last bracket has no usage, even when the usage was in it."""
     assert "usage" not in tap_of(host, f'{{"id":"x","usage":{USAGE}', content_type=JSON, eof=False)
@@ -176,14 +239,14 @@ def test_text_after_a_running_usage_takes_the_evidence_away(host: LuaHost) -> No
 
 
 def test_kept_text_is_bounded(host: LuaHost) -> None:
-    """Beyond text_bytes_max only the length is known; one giant delta is counted, not kept."""
+    """Beyond text_bytes_max only the length is known, also of one giant delta."""
     request = started(host, config={"text_bytes_max": 10})
     tap = host.plugin("usage-tap", {"text_bytes_max": 10})
     request.body_filter(tap, (chunk("abcdef") * 5 + chunk("x" * 200_000)).encode(), False)
     request.log(tap)
     shared = request.shared_get("usage_tap")
     assert shared["text"] == "abcdefabcd"
-    assert shared["text_bytes"] == 30 + 200_002  # a delta that is not kept counts with its quotes
+    assert shared["text_bytes"] == 30 + 200_000
 
 
 @pytest.mark.parametrize("size", [64, 10**7])
