@@ -234,6 +234,7 @@ def test_a_late_answer_is_read_by_the_next_request_of_that_connection() -> None:
         _, writer = await send(on.gateway.port, hanging.request)
         await asyncio.wait_for(on.upstream.got_request.wait(), WAIT_S)
         assert (await ask(on.gateway.port, case.request)).status == 500
+        assert len(on.plugin.connections) == 1  # the very connection the first request gave up on
         writer.close()
 
     play("06-connections", script)
