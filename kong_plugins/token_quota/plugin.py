@@ -54,6 +54,10 @@ VERSION = "0.1.0"
 PRIORITY = 905
 ON_ERROR = "closed"  # Nothing passes unmetered.
 
+# What a request read takes in memory beside its body, as measured: once, and for each message, field and part.
+REMEMBERED_BYTES = 2_048
+REMEMBERED_ITEM_BYTES = 112
+
 _log = logging.getLogger(__name__)
 
 _NOTHING = (NO_USAGE, Evidence.EXACT)
@@ -133,6 +137,10 @@ class Plugin:
             return reply(Problem(503, "gate_missing", message), Caller())
         endpoint = endpoint_of(gate.path)
         caller = Caller(gate.id, endpoint, gate.accept)
+        if gate.refused == "connection_header":
+            # On an allowed path too: what the engine would read as the next request is one that nobody metered.
+            message = "Connection may name keep-alive, close, upgrade and te only."
+            return reply(Problem(400, "connection_header", message), caller)
         if endpoint is None:
             return self._unmetered(kong, gate, caller)
         if gate.method != "POST":
@@ -212,7 +220,9 @@ class Plugin:
         gate, demand = asked.gate, asked.demand
         self._alerts.note(asked.tenant, held)
         if asked.countable:
-            self._parts.prompts.remember(gate.id, len(gate.body), lambda: self._count(asked.request))
+            request = asked.request
+            size = len(gate.body) + REMEMBERED_BYTES + REMEMBERED_ITEM_BYTES * request.prompt.items
+            self._parts.prompts.remember(gate.id, size, lambda: self._count(request))
         salt = cache_salt(asked.tenant) if self._config.salt_per_tenant else None
         body = rewrite(asked.request, cache_salt=salt, max_tokens=held.max_tokens)
         response = quota_headers(held.planned, held.outcome.states, held.outcome.now_us)
@@ -230,7 +240,7 @@ class Plugin:
             def write() -> None:
                 self._ledger.record(asked.tenant, asked.gate.id, event)
 
-            self._parts.settles.submit(write)
+            self._parts.records.submit(write)
         headers = quota_headers(denied.planned, denied.outcome.states, denied.outcome.now_us)
         return refusal_reply(denied.refusal, caller, headers)
 

@@ -143,6 +143,17 @@ def test_hostile_headers_and_queries_are_metered(running: Running, extra: bytes,
     assert charged == (after.prompt - before.prompt) + (after.completion - before.completion) > 0
 
 
+@pytest.mark.parametrize("connection", [b"content-length", b"close, Content-Length", b"x-request-id"])
+def test_no_header_can_be_dropped_to_smuggle_a_request(running: Running, connection: bytes) -> None:
+    """Kong itself drops what `Connection` names, the body's length too: refused, and the next tenant is unharmed."""
+    before = running.engine()
+    answer = raw_request(running, b"Connection: " + connection + b"\r\n")
+    assert b" 400 " in answer.split(b"\r\n", 1)[0], answer[:300]
+    assert running.engine() == before
+    for _ in range(3):
+        assert running.post("roomy", PATH, json=chat()).status_code == 200
+
+
 def test_many_at_once_never_overshoot(running: Running) -> None:
     """60 clients at once on one budget: what is committed never passes the limit, and some are refused."""
     statuses: list[int] = []

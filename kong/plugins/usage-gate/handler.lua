@@ -9,12 +9,14 @@ local request_id = require("kong.observability.tracing.request_id").get -- the P
 local sha256_hex = require("kong.tools.sha256").sha256_hex
 
 local kong = kong
-local gsub, lower, sub = string.gsub, string.lower, string.sub
+local gmatch, gsub, lower, sub = string.gmatch, string.gsub, string.lower, string.sub
+local concat = table.concat
 local find = string.find
 local ipairs, next, pcall, tonumber, type = ipairs, next, pcall, tonumber, type
 
 local HASH_PREFIX = "token-quota:"
 local HASH_DIGITS = 16
+local HEADERS_MAX = 1000 -- as many as Kong reads; nginx's header buffers hold no more
 local CREDENTIALS_CACHED = 4096 -- a worker's live keys; a miss costs one SHA-256
 
 local hashes = assert(lrucache.new(CREDENTIALS_CACHED))
@@ -90,6 +92,26 @@ local function body_of(bytes_max)
 end
 
 
+-- What a client may name in `Connection`.
+local HOP_BY_HOP = { ["keep-alive"] = true, close = true, upgrade = true, te = true, ["http2-settings"] = true }
+
+-- Kong drops every header that a client names in `Connection` from the upstream request. `Connection: content-length`
+-- leaves a body without its length, which the engine reads as the next request on Kong's connection: unmetered, or glued
+-- to another tenant's. It drops what we set as well. Clearing the header here would not help: Kong reads its own copy.
+local function names_foreign_headers()
+  local connection = kong.request.get_headers(HEADERS_MAX)["connection"]
+  if type(connection) == "table" then
+    connection = concat(connection, ",")
+  end
+  for name in gmatch(connection or "", "[^,%s]+") do
+    if not HOP_BY_HOP[lower(name)] then
+      return true
+    end
+  end
+  return false
+end
+
+
 local function named_headers(names)
   local headers = {}
   for _, name in ipairs(names) do
@@ -100,7 +122,12 @@ end
 
 
 local function gather(conf)
-  local body, size, refused = body_of(conf.max_body_bytes)
+  local body, size, refused
+  if names_foreign_headers() then
+    body, size, refused = nil, 0, "connection_header"
+  else
+    body, size, refused = body_of(conf.max_body_bytes)
+  end
   return {
     v = 1,
     id = request_id(),

@@ -37,6 +37,8 @@ def test_an_endpoint_is_known_by_its_last_segments_after_any_prefix(path: str, e
         "/v1/Chat/Completions",
         "/v1/models/../chat/completions",
         "/v1/chat\\completions",
+        "/v1/chat/completions%0a",
+        "/v1/chat/completions%2509 ",
     ],
 )
 def test_a_spelling_that_some_proxy_would_resolve_is_metered_as_what_it_resolves_to(path: str) -> None:

@@ -79,6 +79,26 @@ def test_a_body_that_cannot_be_read_is_unreadable(host: LuaHost, logged: list[tu
     assert [level for level, _ in logged] == ["err"]
 
 
+@pytest.mark.parametrize(
+    ("connection", "refused"),
+    [
+        ([b"keep-alive"], None),
+        ([b"close, TE"], None),
+        ([b"Upgrade, HTTP2-Settings"], None),
+        ([b"content-length"], "connection_header"),
+        ([b"keep-alive,Content-Length"], "connection_header"),
+        ([b"close", b"x-request-id"], "connection_header"),
+        ([b"accept-encoding\tclose"], "connection_header"),
+    ],
+)
+def test_a_client_cannot_have_kong_drop_headers(host: LuaHost, connection: list[bytes], refused: str | None) -> None:
+    """`Connection: content-length` would leave the engine a body without its length: another request, unmetered."""
+    headers = [(b"Connection", value) for value in connection]
+    _, gate = gated(host, headers=headers, body=b"{}")
+    assert gate.get("refused") == refused
+    assert ("body" in gate) == (refused is None)
+
+
 def test_credentials_and_forged_headers_stay_here(host: LuaHost) -> None:
     """Keys in headers and query, identity and engine headers, also written with underscores; the rest goes upstream."""
     names = [b"Authorization", b"apikey", b"X-API-Key", b"x-authenticated-userid", b"X_Authenticated_Groups",

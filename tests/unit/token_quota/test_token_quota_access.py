@@ -81,6 +81,7 @@ BAD: dict[str, tuple[dict[str, Any], int, str | None]] = {
         400,
         "previous_response_id",
     ),
+    "connection": ({"size": 0, "refused": "connection_header"}, 400, None),
     "get": ({"method": "GET", "size": 0}, 405, None),
     "other path": ({"path": "/v1/models", "method": "GET", "size": 0}, 404, None),
     "nobody": ({"consumer": None}, 401, None),
@@ -101,6 +102,13 @@ def test_bad_input_is_a_clear_refusal_and_holds_nothing(case: str) -> None:
         assert kong.error["param"] == param
     assert kong.headers["Content-Type"] == "application/json"
     assert bench.ledger.holds == []
+
+
+def test_headers_to_drop_are_refused_on_allowed_paths_too() -> None:
+    """What the engine would read as the next request is one that nobody metered."""
+    bench = Bench(budgets=[budget()], unmetered_paths="allow")
+    assert bench.access(path="/v1/models", size=0, refused="connection_header").status == 400
+    assert bench.access(path="/v1/models", size=0).decision["allow"] is True
 
 
 HUGE = 10**30
