@@ -81,6 +81,15 @@ def _row(balance: Balance) -> dict[str, Any]:
     }
 
 
+def _until(seconds: float) -> str:
+    """Time left in a table: ``3d 4h``, ``5h 12m``, ``42s``."""
+    left = max(0, int(seconds))
+    days, hours, minutes = left // 86400, left // 3600 % 24, left // 60 % 60
+    if days:
+        return f"{days}d {hours}h"
+    return f"{hours}h {minutes}m" if hours else f"{minutes}m {left % 60}s" if minutes else f"{left}s"
+
+
 def _short(window: str) -> str:
     """A window's words in a table: ``day Berlin`` for ``fixed day Europe/Berlin 1``."""
     match window.split(" "):
@@ -92,12 +101,13 @@ def _short(window: str) -> str:
 
 def table(balances: list[Balance]) -> Table:
     """Budgets as a person reads them."""
-    view = Table(box=None, pad_edge=False, header_style="bold")
+    view = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
     for name in ("tenant", "budget", "window"):
         view.add_column(name, no_wrap=True)
     for name in ("limit", "committed", "held", "remaining"):
-        view.add_column(name, justify="right")
-    view.add_column("resets (UTC)", no_wrap=True)
+        view.add_column(name, justify="right", no_wrap=True)
+    view.add_column("resets in", no_wrap=True)
+    now_s = time.time()
     for balance in balances:
         row = _row(balance)
         share = balance.state.remaining / balance.state.limit if balance.state.limit else 0.0
@@ -110,7 +120,7 @@ def table(balances: list[Balance]) -> Table:
             f"{row['committed']:,}",
             f"{row['held']:,}",
             f"[{colour}]{row['remaining']:,}[/{colour}]",
-            row["resets_at"][5:16].replace("T", " "),
+            _until(balance.state.reset_us / 1e6 - now_s),
         )
     return view
 
