@@ -68,7 +68,7 @@ def read_gate(table: object) -> GateRequest | None:
         body=_bytes(table, "body"),
         size=_int(table, "size") or 0,
         refused=_text(table, "refused"),
-        consumer=_entity(table.get("consumer"), "username", "custom_id"),
+        consumer=_consumer(table.get("consumer")),
         credential=_text(_map(table, "credential"), "hash"),
         ip=_text(table, "ip"),
         service=_entity(table.get("service"), "name"),
@@ -194,6 +194,15 @@ def _entity(value: object, *names: str) -> Entity | None:
     if entity_id is None:
         return None
     return Entity(entity_id, next((name for key in names if (name := _text(value, key))), entity_id))
+
+
+def _consumer(value: object) -> Entity | None:
+    """Kong keeps usernames apart from one another, and custom ids, but not the ones from the others."""
+    consumer = _entity(value, "username")
+    if consumer is None or not isinstance(value, dict) or _text(value, "username"):
+        return consumer
+    custom_id = _text(value, "custom_id")
+    return Entity(consumer.id, f"custom_id:{custom_id}" if custom_id else f"id:{consumer.id}")
 
 
 def _pairs(table: Mapping[object, object], name: str) -> list[list[object]]:

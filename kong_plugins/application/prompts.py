@@ -6,11 +6,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from threading import Lock
 
-BYTES_MAX = 64 * 2**20  # 16,000 requests of 4 kB under way; over it the oldest are forgotten and end without a count.
+BYTES_MAX = 64 * 2**20  # 10,000 requests of 4 kB under way; over it the oldest are forgotten and end without a count.
 
 
 class PromptsUnderWay:
-    """Remembers how to count a request's prompt from admission to its end, in at most ``bytes_max`` of bodies."""
+    """Remembers how to count a request's prompt from admission to its end, in at most ``bytes_max``."""
 
     def __init__(self, bytes_max: int = BYTES_MAX) -> None:
         self._bytes_max = bytes_max

@@ -146,8 +146,9 @@ SCHEMA: Schema = [
     },
     {
         "identity": _choice(
-            "Who the tenant is. consumer: the Kong consumer (username, else custom_id, else id). credential: each API"
-            " key by itself. header: identity_header. ip: the client's address.",
+            "Who the tenant is. consumer: the Kong consumer (its username; without one custom_id:CUSTOM_ID)."
+            " credential: each API key by itself, as credential:FINGERPRINT. header: identity_header, as header:VALUE."
+            " ip: the client's address, as ip:ADDRESS.",
             "consumer",
             "credential",
             "header",

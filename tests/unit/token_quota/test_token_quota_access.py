@@ -169,7 +169,8 @@ def test_unmetered_paths_pass_only_where_the_operator_allows_it() -> None:
     ("config", "gate", "tenant"),
     [
         ({}, {}, "tenant_a"),
-        ({}, {"consumer": {"id": "5f6c", "custom_id": "c-9"}}, "c-9"),
+        ({}, {"consumer": {"id": "5f6c", "custom_id": "c-9"}}, "custom_id:c-9"),
+        ({}, {"consumer": {"id": "5f6c", "username": "c-9", "custom_id": "d-1"}}, "c-9"),
         ({"identity": "credential"}, {}, "credential:0123456789abcdef"),
         ({"identity": "ip"}, {"consumer": None}, "ip:10.1.2.3"),
         ({"identity": "header", "identity_header": "X-Org"}, {"headers": {"x-org": "acme"}}, "header:acme"),

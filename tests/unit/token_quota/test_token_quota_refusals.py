@@ -194,7 +194,7 @@ def test_denials_are_recorded_only_where_asked_for() -> None:
     quiet, loud = Bench(budgets=[budget(limit=10)]), Bench(budgets=[budget(limit=10)], record_denials=True)
     for bench in (quiet, loud):
         assert bench.access().status == 429
-        bench.parts.settles.join(timeout_s=5)
+        bench.parts.records.join(timeout_s=5)
     assert quiet.events() == []
     (event,) = loud.events()
     assert (event["data"]["outcome"], event["data"]["prompt"], event["data"]["status"]) == ("denied", 0, 429)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import logging
+import tracemalloc
 from typing import Any
 
 import gevent
@@ -277,6 +280,30 @@ def test_a_tenant_without_budgets_is_billed_without_a_limit() -> None:
     bench.log(bench.access(), usage={"prompt": 1, "completion": 2}, evidence="exact")
     (event,) = bench.events()
     assert (event["data"]["prompt"], event["data"]["completion"]) == (1, 2)
+
+
+@pytest.mark.parametrize("messages", [1, 500])
+def test_prompts_under_way_take_no_more_memory_than_they_are_counted_for(messages: int) -> None:
+    """A request read takes many times its body: counted by bodies alone, the bound on memory would be none."""
+    bench = Bench(budgets=[budget(limit=10**9)])
+    body = json.dumps(chat(messages=[{"role": "user", "content": "x"}] * messages))
+    kept = []
+    bench.parts.prompts.remember = lambda _id, size, count: kept.append((size, count))  # type: ignore[method-assign]
+    bench.access(body.encode())
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for _ in range(100):
+            bench.access(body.encode())
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        counted = sum(size for size, _ in kept)
+        kept.clear()
+        gc.collect()
+        taken = before - tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert taken <= counted <= 3 * taken
 
 
 def test_prompts_under_way_are_forgotten_at_the_end() -> None:
