@@ -101,7 +101,7 @@ def _short(window: str) -> str:
 
 def table(balances: list[Balance]) -> Table:
     """Budgets as a person reads them."""
-    view = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
+    view = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for name in ("tenant", "budget", "window"):
         view.add_column(name, no_wrap=True)
     for name in ("limit", "committed", "held", "remaining"):
