@@ -9,7 +9,8 @@ from kong_plugins.local_gateway.errors import Exit
 from kong_plugins.local_gateway.instances import Instances
 from kong_plugins.local_gateway.logs import Log
 from kong_plugins.local_gateway.mp_rpc import READ_TIMEOUT_S, RpcBroken, RpcFailed, SocketPool
-from kong_plugins.local_gateway.pdk import STEP_METHODS, NoSuchMethod, PdkError
+from kong_plugins.local_gateway.pdk import STEP_METHODS
+from kong_plugins.local_gateway.pdk_arguments import NoSuchMethod, PdkError
 
 if TYPE_CHECKING:
     from kong_plugins.local_gateway.pdk import Pdk

@@ -14,10 +14,22 @@ from urllib.parse import parse_qsl
 from kong_plugins.local_gateway.errors import Exit, error_exit
 from kong_plugins.local_gateway.exchange import Exchange
 from kong_plugins.local_gateway.exits import bodiless_exit
-from kong_plugins.local_gateway.headers import flat, raw, text
+from kong_plugins.local_gateway.headers import raw, text
 from kong_plugins.local_gateway.logs import Log
 from kong_plugins.local_gateway.lua_json import lua_json, lua_value
 from kong_plugins.local_gateway.mp_rpc import Binary
+from kong_plugins.local_gateway.pdk_arguments import (
+    NoSuchMethod,
+    PdkError,
+    exit_headers,
+    header_value,
+    limit_of,
+    multimap,
+    shown,
+    status_of,
+    string_of,
+    table_of,
+)
 from kong_plugins.local_gateway.query import encode_query, parse_query
 from kong_plugins.local_gateway.serialize import LOGGED_HEADERS, serialize
 
@@ -40,14 +52,6 @@ STEP_METHODS: Mapping[str, str] = {
     "kong.response.get_headers": "plugin.StepMultiMap",
     "kong.service.response.get_headers": "plugin.StepMultiMap",
 }
-
-
-class PdkError(Exception):
-    """Lua would throw here: a 500 in access, a lost event in log."""
-
-
-class NoSuchMethod(Exception):  # noqa: N818 - an answer, not a failure
-    """No such function; Kong logs it and answers nothing."""
 
 
 class Pdk:
@@ -86,7 +90,7 @@ class Pdk:
 
     def _write(self, level: str, arguments: object) -> None:
         parts = arguments if isinstance(arguments, list) else [arguments]
-        self.log.write(level, f"[{self.plugin}] " + "".join(_shown(part) for part in parts), self.exchange)
+        self.log.write(level, f"[{self.plugin}] " + "".join(shown(part) for part in parts), self.exchange)
 
 
 _LOG_LEVELS = ("debug", "info", "notice", "warn", "err", "crit", "alert", "emerg", "inspect")
@@ -124,46 +128,15 @@ _NOT_IN_LOG = (
 )
 
 
-def _shown(value: object) -> str:
-    if isinstance(value, bytes):
-        return text(value)
-    if value is None:
-        return "nil"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _name(value: object, what: str) -> str:
-    if isinstance(value, bytes):
-        return text(value)
-    if not isinstance(value, str):
-        raise PdkError(f"{what} must be a string")
-    return value
-
-
 # kong.request
 
 
-def _limit(value: object) -> int:
-    if value is None:
-        return LOGGED_HEADERS
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 1000:
-        raise PdkError("max must be a number between 1 and 1000")
-    return int(value)
-
-
-def _multimap(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Kong's ``fix_mmap``: every value a list, a flag an empty one."""
-    return {
-        name: [] if value is True else [value] if isinstance(value, str) else value for name, value in values.items()
-    }
-
-
 def _request_headers(pdk: Pdk, limit: object, *_: object) -> object:
-    return _multimap(pdk.exchange.headers.as_map(LOGGED_HEADERS if pdk.phase == "log" else _limit(limit)))
+    return multimap(pdk.exchange.headers.as_map(LOGGED_HEADERS if pdk.phase == "log" else limit_of(limit)))
 
 
 def _request_header(pdk: Pdk, name: object, *_: object) -> object:
-    wanted = _name(name, "header name").lower().replace("_", "-")
+    wanted = string_of(name, "header name").lower().replace("_", "-")
     headers = pdk.exchange.headers.as_map(LOGGED_HEADERS if pdk.phase == "log" else 1000)
     for found, value in headers.items():
         if found.replace("_", "-") == wanted:
@@ -171,8 +144,12 @@ def _request_header(pdk: Pdk, name: object, *_: object) -> object:
     return None
 
 
+def _query(pdk: Pdk, limit: object, *_: object) -> object:
+    return multimap(parse_query(pdk.exchange.original_query, limit_of(limit)))
+
+
 def _query_arg(pdk: Pdk, name: object, *_: object) -> object:
-    value = parse_query(pdk.exchange.original_query).get(_name(name, "query argument name"))
+    value = parse_query(pdk.exchange.original_query).get(string_of(name, "query argument name"))
     return value[0] if isinstance(value, list) else value
 
 
@@ -221,106 +198,76 @@ def _path_with_query(pdk: Pdk, *_: object) -> object:
 
 
 def _set_header(pdk: Pdk, name: object, value: object, *_: object) -> None:
-    header = raw(_name(name, "header"))
+    header = raw(string_of(name, "header"))
     if isinstance(value, list):
         pdk.exchange.clear_header(header)
         for item in value:
-            pdk.exchange.add_header(header, _header_value(item))
+            pdk.exchange.add_header(header, header_value(item))
     else:
-        pdk.exchange.set_header(header, _header_value(value))
-
-
-def _header_value(value: object) -> bytes:
-    if not isinstance(value, str | bytes | int | float):
-        raise PdkError(
-            f"invalid header value: got {type(value).__name__}, expected array of string, string, number or boolean"
-        )
-    return raw(value)
+        pdk.exchange.set_header(header, header_value(value))
 
 
 def _add_header(pdk: Pdk, name: object, value: object, *_: object) -> None:
-    pdk.exchange.add_header(raw(_name(name, "header")), _header_value(value))
+    pdk.exchange.add_header(raw(string_of(name, "header")), header_value(value))
 
 
 def _set_headers(pdk: Pdk, headers: object, *_: object) -> None:
-    for name, value in _table(headers).items():
+    for name, value in table_of(headers).items():
         _set_header(pdk, name, value)
 
 
 def _clear_header(pdk: Pdk, name: object, *_: object) -> None:
-    pdk.exchange.clear_header(raw(_name(name, "header")))
+    pdk.exchange.clear_header(raw(string_of(name, "header")))
 
 
 def _set_raw_body(pdk: Pdk, body: object, *_: object) -> None:
-    pdk.exchange.set_body(raw(_name(body, "body")))
+    pdk.exchange.set_body(raw(string_of(body, "body")))
 
 
 def _set_body(pdk: Pdk, arguments: object, *_: object) -> bool:
-    pdk.exchange.set_body(lua_json(_table(arguments)))
+    pdk.exchange.set_body(lua_json(table_of(arguments)))
     pdk.exchange.set_header(b"Content-Type", b"application/json")
     return True
 
 
 def _set_query(pdk: Pdk, arguments: object, *_: object) -> None:
-    pdk.exchange.set_query(encode_query({_shown(name): value for name, value in _table(arguments).items()}))
+    pdk.exchange.set_query(encode_query({shown(name): value for name, value in table_of(arguments).items()}))
 
 
 def _set_raw_query(pdk: Pdk, query: object, *_: object) -> None:
-    pdk.exchange.set_query(raw(_name(query, "query")))
+    pdk.exchange.set_query(raw(string_of(query, "query")))
 
 
 def _set_path(pdk: Pdk, path: object, *_: object) -> None:
-    wanted = _name(path, "path")
+    wanted = string_of(path, "path")
     if not wanted.startswith("/"):
         raise PdkError("path must start with /")
     pdk.exchange.upstream_path = raw(wanted)
 
 
-def _table(value: object) -> Mapping[Any, Any]:
-    if isinstance(value, dict):
-        return value
-    if value == []:
-        return {}
-    raise PdkError("expected a table")
-
-
 def _response_header(pdk: Pdk, name: object, value: object, *_: object) -> None:
     if not isinstance(value, str | bytes | int | float | list):
         raise PdkError("invalid header value")
-    pdk.exchange.set_response_header(raw(_name(name, "header")), value)
+    pdk.exchange.set_response_header(raw(string_of(name, "header")), value)
 
 
 def _response_headers(pdk: Pdk, headers: object, *_: object) -> None:
-    for name, value in _table(headers).items():
+    for name, value in table_of(headers).items():
         _response_header(pdk, name, value)
 
 
 def _add_response_header(pdk: Pdk, name: object, value: object, *_: object) -> None:
-    before = pdk.exchange.early_headers.get_all(raw(_name(name, "header")).lower())
-    pdk.exchange.set_response_header(raw(_name(name, "header")), [*before, _header_value(value)])
+    before = pdk.exchange.early_headers.get_all(raw(string_of(name, "header")).lower())
+    pdk.exchange.set_response_header(raw(string_of(name, "header")), [*before, header_value(value)])
 
 
 def _clear_response_header(pdk: Pdk, name: object, *_: object) -> None:
-    pdk.exchange.set_response_header(raw(_name(name, "header")), [])
-
-
-def _status(value: object, low: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= 599:
-        raise PdkError(f"code must be a number between {low} and 599")
-    return int(value)
-
-
-def _exit_headers(headers: object) -> list[tuple[bytes, bytes]]:
-    result: list[tuple[bytes, bytes]] = []
-    for name, values in flat(_table(headers)) if headers is not None else ():
-        if name.lower() != b"transfer-encoding":
-            result += [(name, value) for value in ([values] if isinstance(values, bytes) else values)]
-    return result
+    pdk.exchange.set_response_header(raw(string_of(name, "header")), [])
 
 
 def _exit(pdk: Pdk, status: object, body: object, headers: object) -> Exit:
-    code = _status(status, 100)
-    pairs = _exit_headers(headers)
+    code = status_of(status, 100)
+    pairs = exit_headers(headers)
     names = {name.lower() for name, _ in pairs}
     if body is None:
         return bodiless_exit(code, pdk.exchange, tuple(pairs))
@@ -336,29 +283,29 @@ def _exit(pdk: Pdk, status: object, body: object, headers: object) -> Exit:
 
 
 def _error(pdk: Pdk, status: object, message: object, headers: object) -> Exit:
-    said = None if message is None else text(lua_json(message)) if isinstance(message, dict | list) else _shown(message)
-    extra = tuple(_exit_headers(headers))
-    return error_exit(_status(status, 300), pdk.exchange.id, pdk.exchange.client_wants(), said, extra)
+    said = None if message is None else text(lua_json(message)) if isinstance(message, dict | list) else shown(message)
+    extra = tuple(exit_headers(headers))
+    return error_exit(status_of(status, 300), pdk.exchange.id, pdk.exchange.client_wants(), said, extra)
 
 
 def _log_header(pdk: Pdk, name: object, *_: object) -> object:
-    value = pdk.exchange.response_headers.get(raw(_name(name, "header")).lower().replace(b"_", b"-"))
+    value = pdk.exchange.response_headers.get(raw(string_of(name, "header")).lower().replace(b"_", b"-"))
     return None if value is None else text(value)
 
 
 def _log_headers(pdk: Pdk, *_: object) -> object:
-    return _multimap(pdk.exchange.response_headers.as_map(LOGGED_HEADERS))
+    return multimap(pdk.exchange.response_headers.as_map(LOGGED_HEADERS))
 
 
 # kong.ctx, kong.log, kong.client, kong.router
 
 
 def _shared_get(pdk: Pdk, key: object, *_: object) -> object:
-    return None if key is None else pdk.exchange.lua().shared_get(_name(key, "key"))
+    return None if key is None else pdk.exchange.lua().shared_get(string_of(key, "key"))
 
 
 def _shared_set(pdk: Pdk, key: object, value: object, *_: object) -> None:
-    pdk.exchange.lua().shared_set(_name(key, "key"), value)
+    pdk.exchange.lua().shared_set(string_of(key, "key"), value)
 
 
 def _serialize_value(pdk: Pdk, key: object, value: object, options: object) -> None:
@@ -367,11 +314,11 @@ def _serialize_value(pdk: Pdk, key: object, value: object, options: object) -> N
         raise PdkError("mode must be 'set', 'add' or 'replace'")
     if pdk.phase != "log":  # the record is a snapshot taken before the log phase
         plain = None if value is None else json.loads(lua_json(value))
-        pdk.exchange.serialize_values.append((_name(key, "key"), plain, str(mode)))
+        pdk.exchange.serialize_values.append((string_of(key, "key"), plain, str(mode)))
 
 
 def _load_consumer(pdk: Pdk, wanted: object, by_name: object, *_: object) -> object:
-    name = _name(wanted, "consumer id")
+    name = string_of(wanted, "consumer id")
     for entity_id, entity in pdk.exchange.entities.items():
         if "ws_id" not in entity and (name == entity_id or (by_name and entity.get("username") == name)):
             return dict(entity)
@@ -411,7 +358,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "kong.request.get_path": lambda pdk, *_: text(pdk.exchange.path),
     "kong.request.get_path_with_query": _path_with_query,
     "kong.request.get_port": lambda pdk, *_: pdk.exchange.server_port,
-    "kong.request.get_query": lambda pdk, limit, *_: _multimap(parse_query(pdk.exchange.original_query, _limit(limit))),
+    "kong.request.get_query": _query,
     "kong.request.get_query_arg": _query_arg,
     "kong.request.get_raw_body": _raw_body,
     "kong.request.get_raw_path": lambda pdk, *_: text(pdk.exchange.raw_path),

@@ -214,6 +214,7 @@ def test_a_late_answer_is_read_by_the_next_request_of_that_connection() -> None:
 
     async def script(on: Stage) -> None:
         calls = 0
+        connections: list[int] = []
 
         def answers(message: list[Any]) -> list[bytes]:
             nonlocal calls
@@ -221,6 +222,8 @@ def test_a_late_answer_is_read_by_the_next_request_of_that_connection() -> None:
             if method == "plugin.StartInstance":
                 return [msgpack.packb([1, msgid, None, {"Id": 1}])]
             calls += 1
+            if calls <= 2:
+                connections.append(len(on.plugin.connections))
             ret = msgpack.packb([1, msgid, None, {"Data": "ret", "EventId": 1}])
             # The first event is never answered in time; its answer comes right before the second one's.
             return [] if calls == 1 else [msgpack.packb([1, msgid - 1, None, {"Data": "ret", "EventId": 1}]), ret]
@@ -234,7 +237,7 @@ def test_a_late_answer_is_read_by_the_next_request_of_that_connection() -> None:
         _, writer = await send(on.gateway.port, hanging.request)
         await asyncio.wait_for(on.upstream.got_request.wait(), WAIT_S)
         assert (await ask(on.gateway.port, case.request)).status == 500
-        assert len(on.plugin.connections) == 1  # the very connection the first request gave up on
+        assert connections == [1, 1]  # the very connection the first request gave up on
         writer.close()
 
     play("06-connections", script)
