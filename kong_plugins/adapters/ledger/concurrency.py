@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol
+
+from kong_plugins.adapters.ledger.links import Link, ThreadLink
 
 Address = str | tuple[str, int]  # a unix socket's path, or host and port
 
@@ -20,100 +21,47 @@ class Lock(Protocol):
     ) -> Any: ...
 
 
-class Event(Protocol):
-    def set(self) -> None: ...
-    def clear(self) -> None: ...
-    def wait(self) -> Any: ...
-
-
 class Concurrency(Protocol):
-    """``guard`` protects steps that never wait, ``lock`` those that may."""
-
-    def guard(self) -> Lock: ...
     def lock(self) -> Lock: ...
-    def event(self) -> Event: ...
-    def spawn(self, function: Callable[[], None]) -> None:
-        """Run beside us, for as long as it takes."""
-
-    def soon(self, function: Callable[[], None]) -> None:
-        """Run when whoever is about to ask for the same has done so; at once where that cannot be known."""
-
     def connect(self, address: Address, timeout_s: float) -> socket.socket: ...
+    def link(self, sock: socket.socket) -> Link: ...
 
 
 class Threads:
-    """Plain threads: command line, tests, and whatever gevent has patched."""
-
-    def guard(self) -> Lock:
-        return threading.Lock()
+    """Plain threads: command line and tests."""
 
     def lock(self) -> Lock:
         return threading.Lock()
 
-    def event(self) -> Event:
-        return threading.Event()
-
-    def spawn(self, function: Callable[[], None]) -> None:
-        threading.Thread(target=function, name="ledger-replies", daemon=True).start()
-
-    def soon(self, function: Callable[[], None]) -> None:
-        function()
-
     def connect(self, address: Address, timeout_s: float) -> socket.socket:
         return _connect(socket, address, timeout_s)
 
-
-class _Unguarded:
-    """Greenlets switch only where they wait: between two waits everything is atomic."""
-
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: ARG002 - a lock's shape
-        return True
-
-    def release(self) -> None:
-        pass
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
+    def link(self, sock: socket.socket) -> Link:
+        return ThreadLink(sock)
 
 
 class Greenlets:
     """gevent, patched or not. Every caller has to be a greenlet of the same thread."""
 
     def __init__(self) -> None:
-        import gevent
-        import gevent.event
         import gevent.lock
         import gevent.socket
 
-        self._spawn = gevent.spawn
-        self._event = gevent.event.Event
+        from kong_plugins.adapters.ledger.loop_link import LoopLink
+
         self._semaphore = gevent.lock.BoundedSemaphore
         self._socket = gevent.socket
-
-    def guard(self) -> Lock:
-        return _Unguarded()
+        self._link = LoopLink
 
     def lock(self) -> Lock:
         semaphore: Lock = self._semaphore(1)
         return semaphore
 
-    def event(self) -> Event:
-        event: Event = self._event()
-        return event
-
-    def spawn(self, function: Callable[[], None]) -> None:
-        self._spawn(function)
-
-    def soon(self, function: Callable[[], None]) -> None:
-        self._spawn(function)
-
     def connect(self, address: Address, timeout_s: float) -> socket.socket:
         return _connect(self._socket, address, timeout_s)
+
+    def link(self, sock: socket.socket) -> Link:
+        return self._link(sock)
 
 
 def detect() -> Concurrency:
