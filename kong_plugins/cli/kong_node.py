@@ -90,8 +90,8 @@ def start(config: Path, stack: Stack, env: dict[str, str], port: int, service: s
 
 
 def stop(kong: str, prefix: Path) -> None:
-    """Let Kong finish its requests, then end it."""
-    subprocess.run([kong, "quit", "-p", str(prefix), "--timeout", "10"], capture_output=True, check=False)
+    """Let Kong finish its requests, then end it. (It waits some ten seconds for its plugin servers even when idle.)"""
+    subprocess.run([kong, "quit", "-p", str(prefix), "--timeout", "30"], capture_output=True, check=False)
 
 
 def render(config: Path, env: dict[str, str], service: str, upstream_url: str) -> str:
