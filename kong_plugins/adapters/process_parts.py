@@ -22,6 +22,7 @@ from kong_plugins.domain.errors import CountUnavailable
 _log = logging.getLogger(__name__)
 
 SETTLE_CAPACITY = 20_000  # some 1 kB each; at 300 requests/s a store may be away for a minute before any is lost
+COUNT_CAPACITY = 500  # of 128 kB of text at most; their prompts stay where they are bounded
 RELEASE_CAPACITY = 20_000  # some 0.5 kB each: the requests of a minute without a store
 RECORD_CAPACITY = 1_000  # refused requests come as fast as a client can ask: none may take a settlement's place
 TIGHTEN_CAPACITY = 256  # only ever helps while budgets are scarce: late is as good as never
@@ -48,6 +49,7 @@ class ProcessParts:
         self._counters: dict[tuple[tuple[str, str], ...], OffLoopCounter] = {}
         self.prompts = PromptsUnderWay()
         self.settles = GreenletQueue("settle", capacity=SETTLE_CAPACITY)
+        self.counts = GreenletQueue("count", capacity=COUNT_CAPACITY)
         self.releases = GreenletQueue("release", capacity=RELEASE_CAPACITY)
         self.records = GreenletQueue("record", capacity=RECORD_CAPACITY)
         self.tightens = GreenletQueue("tighten", capacity=TIGHTEN_CAPACITY)
@@ -62,10 +64,11 @@ class ProcessParts:
         if self._members > 0:
             return
         ledgers, sweepers, counters = self._ledgers, self._sweepers, self._counters
-        settles, others = self.settles, (self.tightens, self.releases, self.records)
+        counts, settles, others = self.counts, self.settles, (self.tightens, self.releases, self.records)
         self._open()  # whoever joins while these drain has its own
-        if not settles.close(DRAIN_S):
-            _log.error("%d settlements were still under way after %s s", len(settles), DRAIN_S)
+        for queue in (counts, settles):  # in this order: what is counted may have to wait for the ledger
+            if not queue.close(DRAIN_S):
+                _log.error("%d settlements were still under way after %s s", len(queue), DRAIN_S)
         for queue in others:
             queue.close(DRAIN_S)
         for counter in counters.values():

@@ -8,6 +8,7 @@ from dataclasses import replace
 from enum import StrEnum
 
 from kong_plugins.application.ports import Background, Ledger, LedgerUnavailable
+from kong_plugins.application.prompts import PromptsUnderWay
 from kong_plugins.domain.budgets import TOKENS_MAX
 from kong_plugins.domain.errors import CountUnavailable
 from kong_plugins.domain.events import Admitted, Ending, billing_event, known_usage
@@ -38,13 +39,18 @@ class UnknownUsagePolicy:
     else a client would choose what cannot be counted.
     """
 
-    def __init__(self, charge: UnknownUsage, count_text: CountText | None = None) -> None:
+    def __init__(self, charge: UnknownUsage, prompts: PromptsUnderWay, count_text: CountText) -> None:
         self._charge = charge
+        self._prompts = prompts
         self._count_text = count_text
 
-    def decide(
-        self, admitted: Admitted, ending: Ending, count_prompt: Callable[[], int] | None
-    ) -> tuple[Usage, Evidence]:
+    def forget(self, admitted: Admitted) -> None:
+        """There is nothing to decide."""
+        self._prompts.take(admitted.hold_id)
+
+    def decide(self, admitted: Admitted, ending: Ending) -> tuple[Usage, Evidence]:
+        """Takes its time: a tokenizer may have to be built first."""
+        count_prompt = self._prompts.take(admitted.hold_id)
         seen = ending.usage
         if seen is None and not ending.text_bytes:
             if self._charge is UnknownUsage.HOLD:
@@ -76,7 +82,7 @@ class UnknownUsagePolicy:
         if not ending.text_bytes:
             return 0
         kept = len((ending.text or "").encode("utf-8", "surrogateescape"))
-        if not ending.text or self._count_text is None:
+        if not ending.text:
             raise CountUnavailable("its generated text was not kept")
         # The bound may have cut it within a character.
         text = ending.text.encode("utf-8", "replace").decode()
@@ -93,23 +99,40 @@ def _within(prompt: int, completion: int) -> Usage:
 
 
 class Settling:
-    """Settles by what the answer showed. Without a policy it leaves requests of unknown usage to a settler with one."""
+    """Settles by what the answer showed. Without a policy it leaves requests of unknown usage to a settler with one,
+    which decides them in ``counts``: nobody waits for a count there."""
 
-    def __init__(self, ledger: Ledger, background: Background, policy: UnknownUsagePolicy | None = None) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        background: Background,
+        policy: UnknownUsagePolicy | None = None,
+        counts: Background | None = None,
+    ) -> None:
         self._ledger = ledger
         self._background = background
         self._policy = policy
+        self._counts = counts
 
-    def settle(
-        self, admitted: Admitted, ending: Ending, count_prompt: Callable[[], int] | None = None
-    ) -> SettleOutcome | None:
-        """None when it was left alone, or when the ledger is out of reach and settling goes on in the background."""
+    def settle(self, admitted: Admitted, ending: Ending) -> SettleOutcome | None:
+        """None when it was left alone, or when settling goes on in the background: usage is to be counted, or the
+        ledger is out of reach."""
         known = known_usage(ending)
-        if known is None and self._policy is not None:
-            known = self._policy.decide(admitted, ending, count_prompt)
-        if known is None:
-            return None
-        usage, evidence = known
+        policy = self._policy
+        if policy is None:
+            return self._post(admitted, ending, *known) if known is not None else None
+        if known is not None:
+            policy.forget(admitted)
+            return self._post(admitted, ending, *known)
+
+        def decide() -> None:
+            self._post(admitted, ending, *policy.decide(admitted, ending))
+
+        if self._counts is None or not self._counts.submit(decide):
+            decide()
+        return None
+
+    def _post(self, admitted: Admitted, ending: Ending, usage: Usage, evidence: Evidence) -> SettleOutcome | None:
         event = billing_event(admitted, ending, usage, evidence)
         settlement = Settlement(admitted.tenant, admitted.hold_id, usage, evidence, event)
         try:

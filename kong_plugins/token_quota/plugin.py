@@ -54,6 +54,9 @@ VERSION = "0.1.0"
 PRIORITY = 905
 ON_ERROR = "closed"  # Nothing passes unmetered.
 
+# How long a count may take whose request is over: longer than building a tokenizer does, on a busy machine.
+SETTLING_COUNT_S = 10.0
+
 # What a request read takes in memory beside its body, as measured: once, and for each message, field and part.
 REMEMBERED_BYTES = 2_048
 REMEMBERED_ITEM_BYTES = 112
@@ -104,9 +107,11 @@ class Plugin:
         policy = AdmissionPolicy(self._config.hold_ttl_us, self._config.patience_us, self._config.clamp_min)
         self._admission = Admission(self._ledger, self._parts.tightens, self._parts.releases, policy)
         unknown = UnknownUsagePolicy(
-            self._config.unknown_usage, lambda model, text: self._counter.count(model, (text,))
+            self._config.unknown_usage,
+            self._parts.prompts,
+            lambda model, text: self._counter.count(model, (text,), SETTLING_COUNT_S),
         )
-        self._settling = Settling(self._ledger, self._parts.settles, unknown)
+        self._settling = Settling(self._ledger, self._parts.settles, unknown, self._parts.counts)
         self._alerts = Alerts()
         self._warned_of_tap = False
 
@@ -124,7 +129,7 @@ class Plugin:
             return
         admitted, ending = seen
         if admitted is not None:
-            self._settling.settle(admitted, ending, self._parts.prompts.take(admitted.hold_id))
+            self._settling.settle(admitted, ending)
 
     def close(self) -> None:
         """The row is gone; the last row of a process drains what is still to be settled."""
@@ -206,13 +211,13 @@ class Plugin:
             expiry_event=expired,
         )
 
-    def _count(self, request: Request) -> int:
+    def _count(self, request: Request, deadline_s: float | None = None) -> int:
         """
         Raises:
             CountUnavailable: there is no tokenizer for the model, or no time.
         """
         texts = texts_for_counting(request)
-        counts = iter((self._counter.count(request.demand.model, texts) if texts else 0,))
+        counts = iter((self._counter.count(request.demand.model, texts, deadline_s) if texts else 0,))
         # One job for all texts: a job a text would queue a long conversation behind itself.
         return count_prompt(request, self._config.rules, lambda _: next(counts, 0))
 
@@ -222,7 +227,7 @@ class Plugin:
         if asked.countable:
             request = asked.request
             size = len(gate.body) + REMEMBERED_BYTES + REMEMBERED_ITEM_BYTES * request.prompt.items
-            self._parts.prompts.remember(gate.id, size, lambda: self._count(request))
+            self._parts.prompts.remember(gate.id, size, lambda: self._count(request, SETTLING_COUNT_S))
         salt = cache_salt(asked.tenant) if self._config.salt_per_tenant else None
         body = rewrite(asked.request, cache_salt=salt, max_tokens=held.max_tokens)
         response = quota_headers(held.planned, held.outcome.states, held.outcome.now_us)

@@ -26,6 +26,11 @@ TENANTS: dict[str, dict[str, Any]] = {
     "roomy": {"budgets": [{"name": "daily", "limit": 50_000_000, "window": "day"}]},
     "books": {"budgets": [{"name": "daily", "limit": 50_000_000, "window": "day"}]},
     "aborter": {"budgets": [{"name": "daily", "limit": 50_000_000, "window": "day"}]},
+    "leaver": {
+        "budgets": [{"name": "daily", "limit": 50_000_000, "window": "day"}],
+        "chat_template": "deepseek_r1",
+        "context_tokens": 8192,
+    },
     "spender": {"budgets": [{"name": "daily", "limit": 1_000, "window": "day"}]},
     "barrier": {"budgets": [{"name": "monthly", "limit": 20_000, "window": "month"}]},
     "bursty": {"budgets": [{"name": "minute", "limit": 2_000, "window": "minute", "window_kind": "rolling"}]},

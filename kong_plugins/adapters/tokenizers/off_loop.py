@@ -50,8 +50,8 @@ class OffLoopCounter:
         self._characters_max = characters_max
         self._jobs = 0
 
-    def count(self, model: str, texts: Sequence[str]) -> int:
-        """Tokens of all texts together.
+    def count(self, model: str, texts: Sequence[str], deadline_s: float | None = None) -> int:
+        """Tokens of all texts together. ``deadline_s`` is for whoever can wait longer than a request.
 
         Raises:
             CountUnavailable: too long, too busy, not in time, or no tokenizer for the model.
@@ -65,10 +65,10 @@ class OffLoopCounter:
         self._jobs += 1
         result.rawlink(self._done)
         try:
-            return int(result.get(timeout=self._deadline_s))
+            return int(result.get(timeout=deadline_s or self._deadline_s))
         except gevent.Timeout:
             job.abandoned = True
-            raise CountUnavailable(f"the count took longer than {self._deadline_s} s") from None
+            raise CountUnavailable(f"the count took longer than {deadline_s or self._deadline_s} s") from None
 
     def _done(self, _result: object) -> None:
         self._jobs -= 1

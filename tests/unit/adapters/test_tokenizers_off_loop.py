@@ -56,6 +56,17 @@ def test_other_greenlets_run_while_one_waits(gate: Gate) -> None:
     counter.close()
 
 
+def test_who_can_wait_longer_says_so(gate: Gate) -> None:
+    """A request that is over can wait for a tokenizer to be built; one that asks to be let in cannot."""
+    counter = OffLoopCounter(gate, deadline_s=0.01)
+    waiting = gevent.spawn(counter.count, "m", ["abc"], 10)
+    with pytest.raises(CountUnavailable, match="0.01 s"):
+        counter.count("m", ["abc"])
+    gate.opened.set()
+    assert waiting.get(timeout=10) == 3
+    counter.close()
+
+
 def test_after_the_deadline_the_count_is_given_up_and_the_rest_of_its_texts_skipped(gate: Gate) -> None:
     counter = OffLoopCounter(gate, deadline_s=0.02)
     with pytest.raises(CountUnavailable, match=r"longer than 0\.02 s"):

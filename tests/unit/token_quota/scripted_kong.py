@@ -173,7 +173,9 @@ class Bench:
         return {key: value for key, value in table.items() if value is not None}
 
     def log(self, admitted: ScriptedKong, **tap: Any) -> ScriptedKong:
-        return ScriptedKong(usage_tap=tap_table(admitted, **tap)).run(self.plugin.log)
+        kong = ScriptedKong(usage_tap=tap_table(admitted, **tap)).run(self.plugin.log)
+        assert self.parts.counts.join(timeout_s=20)
+        return kong
 
     def committed(self, tenant: str = "tenant_a") -> int:
         return sum(balance.state.committed for balance in self.ledger.balances(tenant))

@@ -247,6 +247,28 @@ def test_closing_drains_what_waits_for_its_next_try() -> None:
     assert bench.committed() == 3
 
 
+def test_a_count_holds_up_no_log_phase_and_is_drained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of clients may leave at once: each is counted in its turn, with time to build a tokenizer, and before
+    the process ends."""
+    bench = Bench(**ROOMY, **COUNTED)
+    asked: list[Any] = []
+
+    def slow(_model: str, texts: Any, deadline_s: float | None = None) -> int:
+        asked.append(deadline_s)
+        gevent.sleep(0.01)
+        return len(texts[0])
+
+    monkeypatch.setattr(bench.plugin._counter, "count", slow)
+    for _ in range(50):
+        admitted = bench.access()
+        ScriptedKong(usage_tap=tap_table(admitted, **ABORTED)).run(bench.plugin.log)
+    assert bench.committed() == 0
+    bench.plugin.close()
+    assert (len(bench.events()), bench.held()) == (50, 0)
+    assert {event["data"]["evidence"] for event in bench.events()} == {"tokenized"}
+    assert min(asked) >= 5
+
+
 def test_closing_drains_what_is_queued() -> None:
     """The last row of a process goes: a settlement under way is still made."""
     bench = Bench(**ROOMY)
