@@ -111,6 +111,8 @@ class ModelTokenCounter:
 
     def _count(self, model: str) -> Count:
         encoding = _encoding_name(model, self._models)
+        if encoding.endswith(".json") and encoding not in self._models.values():
+            raise CountUnavailable("a model's name is the client's: only an operator's mapping names a file")
         built = self._built.get(encoding)
         if built is None:
             try:

@@ -139,3 +139,14 @@ def test_installed_vocabularies_count_as_tiktoken_does(name: str, tokens: int) -
     except CountUnavailable as missing:
         pytest.skip(str(missing))
     assert count("Hello world 你好 1234 <|endoftext|>") == tokens
+
+
+def test_a_client_cannot_name_a_file_as_its_model(words: Path) -> None:
+    """A model name comes from the request: it opens no file here, and names leave nothing behind in memory."""
+    counter = ModelTokenCounter({"mine": str(words)})
+    assert counter.count_text("mine", "a a") == 2
+    (words.parent / "other.json").write_bytes(words.read_bytes())
+    for name in (str(words.parent / "other.json"), "../x.json"):
+        with pytest.raises(CountUnavailable, match="operator's mapping"):
+            counter.count_text(name, "a")
+    assert list(counter._built) == [str(words)]
