@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from kong_plugins.domain.holds import Outcome
 from kong_plugins.domain.usage import NO_USAGE, Evidence, Usage
@@ -102,51 +103,52 @@ def billing_event(
 
     ``outcome``: where the ending does not tell it (denied, expired).
     """
-    end_ms = ending.last_ms or ending.started_ms
-    data: dict[str, object] = {
-        "schema": SCHEMA_VERSION,
-        "hold": admitted.hold_id,
-        "tenant": admitted.tenant,
-        "credential": admitted.credential,
-        "consumer": admitted.consumer,
-        "service": admitted.service,
-        "route": admitted.route,
-        "model": admitted.model,
-        "endpoint": ending.endpoint,
-        "stream": ending.stream,
-        "prompt": usage.prompt,
-        "completion": usage.completion,
-        "cached": usage.cached,
-        "reasoning": usage.reasoning,
-        "evidence": evidence.value,
-        "outcome": (outcome or ending.outcome()).value,
-        "status": ending.status,
-        "upstream_status": ending.upstream_status,
-        "finish": ending.finish,
-        "engine_id": ending.engine_id,
-        "started_ms": ending.started_ms,
-        "first_ms": ending.first_ms,
-        "last_ms": ending.last_ms,
-        "proxy_ms": ending.proxy_ms,
-        "budgets": list(admitted.budgets),
-        "over": list(admitted.over),
-        "attributes": dict(admitted.attributes),
-    }
-    event: dict[str, object] = {
-        "specversion": "1.0",
-        "id": admitted.hold_id,
-        "source": admitted.source,
-        "type": EVENT_TYPE,
-        "subject": admitted.tenant,
-        "time": _timestamp_ms(end_ms),
-        "datacontenttype": "application/json",
-        "dataschema": DATA_SCHEMA,
-        "data": {name: value for name, value in data.items() if value is not None},
-    }
+    hold_id, tenant = _text(admitted.hold_id), _known(admitted.tenant)
+    optional = ""
+    for name, text in (
+        ("credential", admitted.credential),
+        ("consumer", admitted.consumer),
+        ("service", admitted.service),
+        ("route", admitted.route),
+        ("endpoint", ending.endpoint),
+        ("upstream_status", ending.upstream_status),
+        ("finish", ending.finish),
+        ("engine_id", ending.engine_id),
+    ):
+        if text is not None:
+            optional += f',"{name}":{_text(text)}'
+    for name, number in (("first_ms", ending.first_ms), ("last_ms", ending.last_ms), ("proxy_ms", ending.proxy_ms)):
+        if number is not None:
+            optional += f',"{name}":{number}'
+    event = (
+        f'{{"specversion":"1.0","id":{hold_id},"source":{_known(admitted.source)},"type":"{EVENT_TYPE}"'
+        f',"subject":{tenant},"time":"{_timestamp_ms(ending.last_ms or ending.started_ms)}"'
+        f',"datacontenttype":"application/json","dataschema":"{DATA_SCHEMA}"'
+        f',"data":{{"schema":{SCHEMA_VERSION},"hold":{hold_id},"tenant":{tenant},"model":{_known(admitted.model)}'
+        f',"stream":{"true" if ending.stream else "false"},"prompt":{usage.prompt},"completion":{usage.completion}'
+        f',"cached":{usage.cached},"reasoning":{usage.reasoning},"evidence":"{evidence}"'
+        f',"outcome":"{outcome or ending.outcome()}","status":{ending.status}'
+        f',"started_ms":{ending.started_ms}{optional},"budgets":{_texts(admitted.budgets)},"over":{_texts(admitted.over)}'
+        f',"attributes":{_encode(dict(admitted.attributes)) if admitted.attributes else "{}"}}}}}'
+    )
     # Bytes that were no UTF-8 travel as lone surrogates, which no reader of an event has to accept.
-    return _encode(event).encode("utf-8", "replace")
+    return event.encode("utf-8", "replace")
+
+
+# Not one dict through the encoder: this is written twice for each request, and takes a third of the time so.
+_text = _encode  # of a str: its JSON string
+_known = lru_cache(maxsize=1024)(_text)  # of names that many requests share
+
+
+def _texts(names: tuple[str, ...]) -> str:
+    return f"[{','.join(map(_known, names))}]"
+
+
+@lru_cache(maxsize=64)
+def _to_the_second(time_s: int) -> str:
+    return (_EPOCH + timedelta(seconds=time_s)).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _timestamp_ms(time_ms: int) -> str:
-    moment = _EPOCH + timedelta(milliseconds=time_ms)
-    return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+    seconds, milliseconds = divmod(time_ms, 1000)
+    return f"{_to_the_second(seconds)}.{milliseconds:03}Z"

@@ -47,7 +47,7 @@ def soon(seconds: float = 5) -> float:
     return time.monotonic() + seconds
 
 
-def test_what_is_asked_in_one_turn_leaves_in_one_write_and_answers_come_in_order(ends) -> None:
+def test_answers_come_in_the_order_of_the_requests(ends) -> None:
     link, server = ends
     jobs = [gevent.spawn(link.request, b"%d;" % number, soon()) for number in range(5)]
     turn()
@@ -57,6 +57,18 @@ def test_what_is_asked_in_one_turn_leaves_in_one_write_and_answers_come_in_order
     assert [job.value for job in jobs] == [10, 11, 12, 13, None]
     server.sendall(b"4\r\n")
     assert jobs[4].get(timeout=5) == 14
+
+
+def test_what_is_asked_in_one_turn_leaves_in_one_write() -> None:
+    ours, server = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # keeps writes apart
+    link = LoopLink(ours)
+    with server:
+        server.settimeout(5)
+        jobs = [gevent.spawn(link.request, b"%d;" % number, soon()) for number in range(5)]
+        turn()
+        assert server.recv(1000) == b"0;1;2;3;4;"
+        link.close("the test is over")
+        gevent.joinall(jobs, timeout=5)
 
 
 def test_the_answer_of_a_caller_that_went_away_reaches_nobody_else(ends) -> None:
@@ -158,8 +170,11 @@ def test_one_late_answer_tells_all_and_a_link_is_not_late_while_nobody_waits(end
     gevent.sleep(0)
     server.sendall(b":1\r\n")
     assert first.get(timeout=5) == 1
+    patient = gevent.spawn(link.request, b"x", soon())
     gevent.sleep(0.1)  # past the first one's time
     assert link.broken is None
+    server.sendall(b":2\r\n")
+    assert patient.get(timeout=5) == 2
     started = time.monotonic()
     late = [gevent.spawn(link.request, b"x", soon(0.1)) for _ in range(3)]
     gevent.joinall(late, timeout=5)
@@ -206,8 +221,8 @@ gevent.sleep(0)
 server.sendall(b":42\\r\\n")
 done, tell = os.pipe()
 if gevent.fork() == 0:
-    for _ in range(10):
-        gevent.sleep(0)
+    for _ in range(5):
+        gevent.sleep(0.001)  # a turn of its own loop
     os.write(tell, b"!")
     os._exit(0)
 os.read(done, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _socket
+import math
 import os
 import sys
 import time
@@ -47,6 +48,7 @@ class LoopLink:
         self._out = bytearray()  # what the socket did not take
         self._waiting: deque[_Waiter] = deque()
         self._timer: Any = None  # runs while somebody waits, and then once more
+        self._timer_due = math.inf
         self._write: Any = None
         # Without a reference: an idle link does not keep a process alive. Whoever waits has the timer.
         self._read: Any = self._loop.io(self._sock.fileno(), _READ, ref=False)
@@ -60,7 +62,7 @@ class LoopLink:
         if not self._queue:
             self._loop.run_callback(self._flush)
         self._queue.append(payload)
-        if self._timer is None:
+        if deadline < self._timer_due:
             self._start_timer(deadline)
         try:
             while waiter.reply is _NONE_YET:  # something else may wake a greenlet
@@ -75,7 +77,8 @@ class LoopLink:
         if self.broken is not None:
             return
         self.broken = reason
-        for watcher in (self._read, self._write, self._timer):
+        self._stop_timer()
+        for watcher in (self._read, self._write):
             if watcher is not None:
                 watcher.stop()
                 watcher.close()
@@ -151,12 +154,20 @@ class LoopLink:
             self._wake(waiter)
 
     def _start_timer(self, deadline: float) -> None:
+        self._stop_timer()
+        self._timer_due = deadline
         self._timer = self._loop.timer(max(0.0, deadline - time.monotonic()))
         self._timer.start(self._look_at_the_clock)
 
+    def _stop_timer(self) -> None:
+        self._timer_due = math.inf
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+            self._timer = None
+
     def _look_at_the_clock(self) -> None:
-        self._timer.close()
-        self._timer = None
+        self._stop_timer()
         if self._waiting:
             oldest = self._waiting[0].deadline
             if oldest <= time.monotonic():
