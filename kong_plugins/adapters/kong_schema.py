@@ -95,6 +95,8 @@ def _has_default(attributes: Attributes) -> bool:
 
 def _value(attributes: Attributes, value: object, path: str, errors: list[FieldError]) -> object:
     kind = str(attributes.get("type", "any"))
+    if not value and isinstance(value, list | tuple | Mapping):  # Lua has one empty table for both
+        value = [] if kind in ("array", "set") else {} if kind in ("record", "map") else value
     if kind == "record":
         return _record(_fields_of(attributes), _checks_of(attributes), value, path, errors)
     if kind in ("array", "set"):

@@ -26,8 +26,15 @@ A plugin that calls a PDK function which is not emulated fails with that functio
 phase Kong forbids fails as in Kong.
 """
 
-from kong_plugins.local_gateway.lua_host.host import Exit, LuaHost, LuaPlugin, LuaPluginError, LuaRequest, RequestState
-from kong_plugins.local_gateway.lua_host.schema import ConfigError, with_defaults
+from kong_plugins.local_gateway.lua_host.host import (
+    ConfigError,
+    Exit,
+    LuaHost,
+    LuaPlugin,
+    LuaPluginError,
+    LuaRequest,
+    RequestState,
+)
 
 __all__ = [
     "ConfigError",
@@ -37,5 +44,4 @@ __all__ = [
     "LuaPluginError",
     "LuaRequest",
     "RequestState",
-    "with_defaults",
 ]

@@ -13,12 +13,16 @@ from typing import Any
 
 from lupa.luajit21 import LuaError, LuaRuntime, lua_type
 
+from kong_plugins.adapters.kong_schema import complete
 from kong_plugins.local_gateway.lua_host.convert import from_lua, to_lua
-from kong_plugins.local_gateway.lua_host.schema import with_defaults
 
 Headers = Sequence[tuple[bytes, bytes]]
 _LOGGER = logging.getLogger(__name__)
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "notice": logging.INFO, "warn": logging.WARNING}
+
+
+class ConfigError(Exception):
+    """A plugin's configuration does not fit its schema. The text names every field, as Kong's does."""
 
 
 class LuaPluginError(Exception):
@@ -117,8 +121,10 @@ class LuaHost:
         except LuaError as error:
             raise LuaPluginError(f"Lua plugin {name} in {self._plugins_dir} does not load: {error}") from error
         fields: Sequence[Any] = next((f["config"]["fields"] for f in _plain(schema[b"fields"]) if "config" in f), [])
-        complete = with_defaults(name, fields, config)
-        return LuaPlugin(name, int(handler[b"PRIORITY"]), complete, handler, to_lua(self._lua, complete))
+        filled, errors = complete(fields, config, "config")
+        if errors:
+            raise ConfigError("; ".join(str(error) for error in errors))
+        return LuaPlugin(name, int(handler[b"PRIORITY"]), filled, handler, to_lua(self._lua, filled))
 
     def pre_function(self, config: Mapping[str, Sequence[str]]) -> LuaPlugin:
         """Kong's bundled ``pre-function``: Lua sources by phase.

@@ -50,7 +50,7 @@ def test_defaults_are_filled_in_as_kong_was_recorded_to() -> None:
             "config.f.a: expected an integer",
         ),
         ({"type": "record", "fields": []}, {"x": 1}, "config.f.x: unknown field"),
-        ({"type": "record", "fields": []}, [], "config.f: expected a record"),
+        ({"type": "record", "fields": []}, "x", "config.f: expected a record"),
     ],
 )
 def test_an_error_reads_as_kongs(attributes: dict[str, Any], value: object, message: str) -> None:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kong_plugins.local_gateway.lua_host import (
-    ConfigError,
     Exit,
     LuaHost,
     LuaPluginError,
     LuaRequest,
     RequestState,
-    with_defaults,
 )
 
 BEARER = """
@@ -203,37 +200,3 @@ def test_plugin_errors_carry_the_place(tmp_path: Path) -> None:
     with pytest.raises(LuaPluginError, match=r"bad access: .*handler\.lua:2: boom"):
         request_of(host).access(plugin)
     assert request_of(host).body_filter(plugin, b"x", True) == b""
-
-
-FIELDS: list[Mapping[str, Mapping[str, Any]]] = [
-    {"limit": {"type": "integer", "required": True, "gt": 0}},
-    {"mode": {"type": "string", "default": "hard", "one_of": ["hard", "soft"]}},
-    {
-        "rows": {
-            "type": "array",
-            "elements": {"type": "record", "fields": [{"n": {"type": "number", "required": True}}]},
-        }
-    },
-    {"names": {"type": "map", "keys": {"type": "string"}, "values": {"type": "string"}}},
-]
-
-
-def test_schema_defaults_and_errors() -> None:
-    """Defaults fill in; every wrong field is named, nested ones with their path."""
-    assert with_defaults("p", FIELDS, {"limit": 1, "rows": [{"n": 1.5}]}) == {
-        "limit": 1,
-        "mode": "hard",
-        "rows": [{"n": 1.5}],
-    }
-    with pytest.raises(ConfigError) as error:
-        with_defaults("p", FIELDS, {"mode": "x", "lmit": 1, "rows": [{}], "names": {"a": 1}})
-    assert error.value.errors == (
-        "config.lmit: unknown field",
-        "config.limit: required field missing",
-        "config.mode: expected one of: hard, soft",
-        "config.rows[1].n: required field missing",
-        "config.names.a: expected a string",
-    )
-    for value in (0, 1.5, True, "1"):
-        with pytest.raises(ConfigError, match=r"config\.limit"):
-            with_defaults("p", FIELDS, {"limit": value})
