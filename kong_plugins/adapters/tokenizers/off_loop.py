@@ -18,12 +18,18 @@ class _Job:
         self.abandoned = False
         self._counter, self._model, self._texts = counter, model, texts
 
-    def run(self) -> int:
+    def run(self) -> int | CountUnavailable:
+        """Why there is no count is returned: a thread pool prints a stack for what its threads raise."""
         total = 0
-        for text in self._texts:
-            if self.abandoned:
-                return 0
-            total += self._counter.count_text(self._model, text)
+        try:
+            for text in self._texts:
+                if self.abandoned:
+                    return 0
+                total += self._counter.count_text(self._model, text)
+        except CountUnavailable as error:
+            return error
+        except BaseException as error:  # noqa: BLE001 - tiktoken's panics are no Exceptions, and depend on the text
+            return CountUnavailable(f"the tokenizer failed: {type(error).__name__}")
         return total
 
 
@@ -65,10 +71,13 @@ class OffLoopCounter:
         self._jobs += 1
         result.rawlink(self._done)
         try:
-            return int(result.get(timeout=deadline_s or self._deadline_s))
+            counted: int | CountUnavailable = result.get(timeout=deadline_s or self._deadline_s)
         except gevent.Timeout:
             job.abandoned = True
             raise CountUnavailable(f"the count took longer than {deadline_s or self._deadline_s} s") from None
+        if isinstance(counted, CountUnavailable):
+            raise counted
+        return counted
 
     def _done(self, _result: object) -> None:
         self._jobs -= 1

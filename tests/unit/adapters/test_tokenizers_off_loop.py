@@ -128,3 +128,25 @@ def test_tiktoken_lets_the_loop_run_while_it_counts() -> None:
     assert waiting.get() == 200_001
     assert ticks > 10
     counter.close()
+
+
+class _PanicError(BaseException):
+    """As tiktoken's Rust raises it."""
+
+
+@pytest.mark.parametrize("failure", [CountUnavailable("no tokenizer"), _PanicError("stack"), ValueError("x")])
+def test_a_count_that_fails_is_a_count_that_cannot_be_had(
+    failure: BaseException, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A text that a tokenizer breaks on, or a model without one: the caller decides by the bound, and a client that
+    does it on purpose writes no stacks into the log."""
+
+    class Failing:
+        def count_text(self, model: str, text: str) -> int:
+            raise failure
+
+    counter = OffLoopCounter(Failing())
+    with pytest.raises(CountUnavailable, match="no tokenizer|_PanicError|ValueError"):
+        counter.count("m", ["abc"])
+    counter.close()
+    assert "Traceback" not in capfd.readouterr().err
