@@ -146,7 +146,7 @@ def test_a_count_that_fails_is_a_count_that_cannot_be_had(
             raise failure
 
     counter = OffLoopCounter(Failing())
-    with pytest.raises(CountUnavailable, match="no tokenizer|_PanicError|ValueError"):
+    with pytest.raises(CountUnavailable, match=r"no tokenizer|_PanicError|ValueError"):
         counter.count("m", ["abc"])
     counter.close()
     assert "Traceback" not in capfd.readouterr().err
