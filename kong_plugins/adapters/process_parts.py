@@ -94,20 +94,21 @@ class ProcessParts:
             self._sweepers[-1].start()
         return self._ledgers[key]
 
-    def counter(self, tokenizers: Mapping[str, str]) -> OffLoopCounter:
+    def counter(self, tokenizers: Mapping[str, str], models: Sequence[str] = ()) -> OffLoopCounter:
         """Counts by the given tokenizers (model or glob to tokenizer) and by well-known model names. Builds the given
-        ones beforehand, off the loop: most of a second each.
+        ones beforehand, off the loop: most of a second each; those of ``models`` meanwhile, and nobody waits for them.
 
         Raises:
             CountUnavailable: one of them is not here.
         """
         key = tuple(tokenizers.items())
         if key not in self._counters:
-            models = ModelTokenCounter(tokenizers)
-            unavailable = gevent.get_hub().threadpool.apply(_warm, (models, tuple(tokenizers.values())))
+            counter = ModelTokenCounter(tokenizers)
+            unavailable = gevent.get_hub().threadpool.apply(_warm, (counter, tuple(tokenizers.values())))
             if unavailable is not None:
                 raise unavailable
-            self._counters[key] = OffLoopCounter(models)
+            self._counters[key] = OffLoopCounter(counter)
+        self._counters[key].prepare(*models)
         return self._counters[key]
 
 

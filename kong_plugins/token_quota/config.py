@@ -61,6 +61,14 @@ class QuotaConfig:
     event_source: str
     event_headers: tuple[str, ...]
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Those it speaks of; the route may serve others."""
+        named = {model for rule in self.budgets for model in (*rule.budget.models, *rule.prices) if model != ANY_MODEL}
+        if self.rules.allowance is DEEPSEEK_R1:
+            named.add("deepseek-r1")
+        return tuple(sorted(named))
+
 
 def parse_config(config: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> QuotaConfig:
     """Kong's ``config`` of a row, or a decK file's: keys that Kong adds are left out, unset fields get their defaults.

@@ -96,7 +96,7 @@ class Plugin:
         self._parts.join()
         try:
             self._ledger = self._parts.ledger(self._config.ledger_url, self._config.ledger_timeout_s)
-            self._counter = self._parts.counter(self._config.tokenizers)
+            self._counter = self._parts.counter(self._config.tokenizers, self._config.models)
         except BaseException as error:
             self._parts.leave()
             if isinstance(error, ValueError):

@@ -212,7 +212,8 @@ SCHEMA: Schema = [
     {
         "tokenizers": _map(
             "Tokenizer by model name or glob: deepseek-r1, an OpenAI encoding (o200k_base), or the path of a"
-            " tokenizer.json on the plugin server. Well-known model names need no entry.",
+            " tokenizer.json on the plugin server. Well-known model names need no entry. Those of models named here, in"
+            " budgets or by chat_template are loaded when the row starts (deepseek-r1: 70 MB), others when needed.",
             {"type": "string", "len_min": 1},
         )
     },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import gevent
@@ -9,6 +10,8 @@ from gevent.threadpool import ThreadPool
 
 from kong_plugins.application.ports import TokenCounter
 from kong_plugins.domain.errors import CountUnavailable
+
+_log = logging.getLogger(__name__)
 
 
 class _Job:
@@ -78,6 +81,17 @@ class OffLoopCounter:
         if isinstance(counted, CountUnavailable):
             raise counted
         return counted
+
+    def prepare(self, *models: str) -> None:
+        """Load their tokenizers (most of a second each) beside the loop, so that no request waits for it."""
+        for model in models:
+            self._pool.spawn(self._load, model)
+
+    def _load(self, model: str) -> None:
+        try:
+            self._counter.count_text(model, "")
+        except CountUnavailable as error:
+            _log.info("requests for %s are decided by their bounds: %s", model, error)
 
     def _done(self, _result: object) -> None:
         self._jobs -= 1

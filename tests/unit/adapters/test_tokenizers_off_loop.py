@@ -56,6 +56,28 @@ def test_other_greenlets_run_while_one_waits(gate: Gate) -> None:
     counter.close()
 
 
+def test_preparing_keeps_nobody_waiting_and_says_what_is_not_there(caplog: pytest.LogCaptureFixture) -> None:
+    counter = OffLoopCounter(ModelTokenCounter())
+    with caplog.at_level("INFO"):
+        counter.prepare("nobody-knows-me")
+        assert "nobody-knows-me" not in caplog.text
+        with pytest.raises(CountUnavailable):  # behind it: one thread
+            counter.count("nobody-knows-me", ["Hello"])
+    assert "nobody-knows-me are decided by their bounds" in caplog.text
+    counter.close()
+
+
+def test_what_was_prepared_needs_no_building(gate: Gate) -> None:
+    counter = OffLoopCounter(gate)
+    counter.prepare("m")
+    while not gate.entered.is_set():
+        gevent.sleep(0)
+    gate.opened.set()
+    assert counter.count("m", ["abc"]) == 3
+    assert gate.counted == ["", "abc"]
+    counter.close()
+
+
 def test_who_can_wait_longer_says_so(gate: Gate) -> None:
     """A request that is over can wait for a tokenizer to be built; one that asks to be let in cannot."""
     counter = OffLoopCounter(gate, deadline_s=0.01)

@@ -16,6 +16,7 @@ from kong_plugins.token_quota.config import ConfigError, parse_config
 from kong_plugins.token_quota.reference import markdown
 from kong_plugins.token_quota.schema import SCHEMA
 
+LLAMA = {"model": "llama", "prompt": 1, "completion": 2}
 URL = {"ledger_url": "redis://127.0.0.1/0"}
 
 
@@ -33,6 +34,16 @@ def test_the_ledger_may_come_from_the_environment() -> None:
     assert parse_config({}, {"TOKEN_QUOTA_LEDGER_URL": "redis://l"}).ledger_url == "redis://l"
     with pytest.raises(ConfigError, match="set it, or TOKEN_QUOTA_LEDGER_URL"):
         parse_config({}, {})
+
+
+def test_models_it_speaks_of_are_known() -> None:
+    """Their tokenizers are loaded before a request needs them."""
+    rows = [
+        budget(models=["gpt-4o", "qwen"]),
+        budget(name="money", counts="cost", prices=[LLAMA, {**LLAMA, "model": "*"}]),
+    ]
+    assert parse_config({**URL, "budgets": rows}).models == ("gpt-4o", "llama", "qwen")
+    assert parse_config({**URL, "chat_template": "deepseek_r1", "budgets": []}).models == ("deepseek-r1",)
 
 
 def test_windows_and_scopes_are_read() -> None:
