@@ -72,6 +72,8 @@ class PlannedLine:
 
 def line_key(budget: Budget, scope: Mapping[Dimension, str]) -> str:
     """``daily`` or ``daily|model=deepseek-r1``. Values are percent-encoded: no model name can forge a key."""
+    if not budget.scope:
+        return budget.name
     parts = [
         f"{dimension}={quote(scope.get(dimension, ''), safe='', errors='surrogatepass')}"
         for dimension in Dimension

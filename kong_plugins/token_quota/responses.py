@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http import HTTPStatus
 from types import MappingProxyType
 
@@ -119,7 +120,7 @@ def quota_headers(planned: Sequence[PlannedLine], states: Sequence[LineState], n
         headers["x-ratelimit-limit-tokens"] = str(tightest.limit)
         headers["x-ratelimit-remaining-tokens"] = str(tightest.remaining)
         headers["x-ratelimit-reset-tokens"] = duration(tightest.reset_us - now_us)
-    return {name: header_value(value) for name, value in headers.items()}
+    return headers
 
 
 def duration(span_us: int) -> str:
@@ -152,6 +153,7 @@ def _limit_item(state: LineState, now_us: int) -> str:
     return f"{_quoted(state.key)};r={state.remaining};t={max(0, -(-(state.reset_us - now_us) // _SECOND_US))}"
 
 
+@lru_cache(maxsize=4096)  # names of budgets, with what they are scoped by
 def _quoted(text: str) -> str:
     """A structured field's string (RFC 9651)."""
     return '"' + header_value(text).replace("\\", "\\\\").replace('"', '\\"') + '"'

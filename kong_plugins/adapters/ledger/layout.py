@@ -41,7 +41,6 @@ SWEEP = 64
 WireWindow = tuple[str, int, int]  # kind, and two numbers: start and end, slice and slices, or refill time and 0
 
 
-@lru_cache(maxsize=4096)
 def member(tenant: str, name: str) -> str:
     """``tenant/name`` with the tenant encoded, so that no tenant can name another's hold or grant."""
     return f"{encode(tenant)}/{name}"

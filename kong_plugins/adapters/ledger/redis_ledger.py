@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgpack
@@ -179,6 +180,7 @@ class RedisLedger:
         return tuple(entries)
 
     @staticmethod
+    @lru_cache(maxsize=4096)
     def _tag(tenant: str) -> str:
         return f"{hash_tag(partition_of(tenant))}:"
 

@@ -19,12 +19,13 @@ class ProtocolError(Exception):
 
 def encode(parts: Iterable[bytes | str | int]) -> bytes:
     """One request."""
-    pieces = [b""]
+    lines = [b""]
     for part in parts:
         data = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogateescape")
-        pieces.append(b"$%d\r\n%b\r\n" % (len(data), data))
-    pieces[0] = b"*%d\r\n" % (len(pieces) - 1)
-    return b"".join(pieces)
+        lines += (b"$%d" % len(data), data)
+    lines[0] = b"*%d" % (len(lines) // 2)
+    lines.append(b"")
+    return b"\r\n".join(lines)
 
 
 class Replies:
