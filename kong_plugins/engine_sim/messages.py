@@ -74,13 +74,14 @@ async def messages(service: Service, request: Request) -> Response:
 
 
 def _usage(service: Service, job: Job) -> dict[str, int]:
-    # input_tokens is the whole prompt: only cold prompts were recorded, where it cannot be told from the uncached part.
+    # As Anthropic counts, and vLLM with it: input_tokens is what was neither read from the cache nor written to it.
     details = service.options.enable_prompt_tokens_details
+    created, cached = (job.created_tokens, job.cached_tokens) if details else (0, 0)
     return {
-        "input_tokens": job.prompt_tokens,
+        "input_tokens": job.prompt_tokens - created - cached,
         "output_tokens": job.generated,
-        "cache_creation_input_tokens": job.created_tokens if details else 0,
-        "cache_read_input_tokens": job.cached_tokens if details else 0,
+        "cache_creation_input_tokens": created,
+        "cache_read_input_tokens": cached,
     }
 
 
@@ -125,6 +126,7 @@ class MessageEvents:
         if self._begun:
             return
         self._begun = True
+        # Nothing of the cache is known yet: here input_tokens is the whole prompt.
         usage = {} if self._silent else {"usage": {"input_tokens": self._job.prompt_tokens, "output_tokens": 0}}
         message: dict[str, Any] = {
             "id": self._id,

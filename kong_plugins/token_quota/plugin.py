@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from http import HTTPStatus
@@ -23,6 +23,7 @@ from kong_plugins.adapters.kong_request import (
 from kong_plugins.adapters.openai_wire import (
     Request,
     check_media_type,
+    count_for_a_bill,
     count_prompt,
     endpoint_of,
     parse,
@@ -211,15 +212,24 @@ class Plugin:
             expiry_event=expired,
         )
 
-    def _count(self, request: Request, deadline_s: float | None = None) -> int:
-        """
+    def _count(self, request: Request) -> int:
+        """For a hold: never too low.
+
         Raises:
             CountUnavailable: there is no tokenizer for the model, or no time.
         """
+        return count_prompt(request, self._config.rules, self._text_counts(request))
+
+    def _count_for_a_bill(self, request: Request) -> int:
+        """For a charge: never too high. Raises as ``_count``."""
+        return count_for_a_bill(request, self._text_counts(request, SETTLING_COUNT_S))
+
+    def _text_counts(self, request: Request, deadline_s: float | None = None) -> Callable[[str], int]:
+        """Gives the count of all texts for the first of them: one job, as a job a text would queue a long conversation
+        behind itself."""
         texts = texts_for_counting(request)
         counts = iter((self._counter.count(request.demand.model, texts, deadline_s) if texts else 0,))
-        # One job for all texts: a job a text would queue a long conversation behind itself.
-        return count_prompt(request, self._config.rules, lambda _: next(counts, 0))
+        return lambda _: next(counts, 0)
 
     def _decision(self, asked: _Asked, record: Admitted, held: Held) -> dict[str, object]:
         gate, demand = asked.gate, asked.demand
@@ -227,7 +237,7 @@ class Plugin:
         if asked.countable:
             request = asked.request
             size = len(gate.body) + REMEMBERED_BYTES + REMEMBERED_ITEM_BYTES * request.prompt.items
-            self._parts.prompts.remember(gate.id, size, lambda: self._count(request, SETTLING_COUNT_S))
+            self._parts.prompts.remember(gate.id, size, lambda: self._count_for_a_bill(request))
         salt = cache_salt(asked.tenant) if self._config.salt_per_tenant else None
         body = rewrite(asked.request, cache_salt=salt, max_tokens=held.max_tokens)
         response = quota_headers(held.planned, held.outcome.states, held.outcome.now_us)

@@ -5,7 +5,7 @@ cannot see a field, a duplicate or an encoding that was metered differently.
 """
 
 from kong_plugins.adapters.openai_wire.bounds import usage_bound
-from kong_plugins.adapters.openai_wire.counting import count_prompt, texts_for_counting
+from kong_plugins.adapters.openai_wire.counting import count_for_a_bill, count_prompt, texts_for_counting
 from kong_plugins.adapters.openai_wire.endpoints import endpoint_of
 from kong_plugins.adapters.openai_wire.reading import Request, check_media_type, parse
 from kong_plugins.adapters.openai_wire.rewriting import rewrite
@@ -20,6 +20,7 @@ __all__ = [
     "TemplateAllowance",
     "WireRules",
     "check_media_type",
+    "count_for_a_bill",
     "count_prompt",
     "endpoint_of",
     "parse",

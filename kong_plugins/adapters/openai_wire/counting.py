@@ -24,3 +24,13 @@ def count_prompt(request: Request, rules: WireRules, count_text: Callable[[str],
     else:
         count += allowance.request + sum(map(allowance.of_message, prompt.roles))
     return min(count, request.demand.prompt_bound)
+
+
+def count_for_a_bill(request: Request, count_text: Callable[[str], int]) -> int:
+    """Tokens of the prompt for a charge, where no engine said: what the client sent, without what a template may add.
+
+    An allowance may be generous where a budget is held, but nobody is charged for it.
+    """
+    prompt = request.prompt
+    count = sum(map(count_text, texts_for_counting(request))) + prompt.token_ids + prompt.printed + prompt.media
+    return min(count, request.demand.prompt_bound)

@@ -19,9 +19,10 @@ _DECODINGS = 3  # Kong, its upstream connection and the engine could each decode
 def endpoint_of(path: str) -> Endpoint | None:
     """The endpoint by the path's last segments, after any route prefix; None for everything else.
 
-    Some spellings (an encoded letter or slash, a dot segment, a doubled or trailing slash, another case, a newline at the
-    end, which a route's `$` lets pass) reach the engine's handler through one proxy and not through another. They count as the endpoint they could reach: metering
-    a request that then gets a 404 costs its hold for a moment, not metering one that is answered costs its tokens.
+    Some spellings (an encoded letter or slash, a dot segment, a doubled or trailing slash, another case, a newline at
+    the end, which a route's `$` lets pass) reach the engine's handler through one proxy and not through another. They
+    count as the endpoint they could reach: metering a request that then gets a 404 costs its hold for a moment, not
+    metering one that is answered costs its tokens.
     """
     for _ in range(_DECODINGS):
         if "%" not in path:

@@ -14,7 +14,7 @@ from kong_plugins.local_gateway.lua_host import LuaHost
 
 WHOLE = 0  # a cut that leaves the body in one piece
 EVERY_CUT_BYTES_MAX = 6000  # two-way cuts cost the square of the length
-RECORDINGS = [name for group in ("main", "plain", "extra", "kill") for name in metered(group)]
+RECORDINGS = [name for group in ("main", "plain", "extra", "kill", "warm") for name in metered(group)]
 
 
 @lru_cache
@@ -40,8 +40,10 @@ def final_usage(answer: Recording) -> dict[str, int] | None:
         return None
     prompt_details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
     completion_details = usage.get("completion_tokens_details") or usage.get("output_tokens_details") or {}
+    # Anthropic's input_tokens leaves out what was read from the cache or written to it.
+    of_cache = usage.get("cache_read_input_tokens", 0) + usage.get("cache_creation_input_tokens", 0)
     found = {
-        "prompt": usage.get("prompt_tokens", usage.get("input_tokens")),
+        "prompt": usage.get("prompt_tokens", usage.get("input_tokens")) + of_cache,
         "completion": usage.get("completion_tokens", usage.get("output_tokens")),
         "cached": prompt_details.get("cached_tokens", usage.get("cache_read_input_tokens")),
         "reasoning": completion_details.get("reasoning_tokens"),

@@ -103,8 +103,8 @@ def test_usage_nobody_saw_is_charged_by_policy(policy: str, evidence: str, tap: 
     admitted = bench.access()
     held = bench.held()
     bench.log(admitted, **tap)
-    # "How many?" is 3 tokens; the template adds 1 for the user and up to 4 for the request.
-    assert bench.committed() == {"prompt": 8, "hold": held, "none": 0}[policy]
+    # "How many?" is 3 tokens; nobody is charged for what a template may add.
+    assert bench.committed() == {"prompt": 3, "hold": held, "none": 0}[policy]
     (event,) = bench.events()
     assert (event["data"]["evidence"], event["data"]["outcome"]) == (evidence, "aborted")
 
@@ -114,7 +114,7 @@ def test_generated_text_without_usage_is_counted() -> None:
     bench = Bench(**ROOMY, tokenizers={"deepseek-r1": "deepseek-r1"}, chat_template="deepseek_r1")
     bench.log(bench.access(chat(stream=True)), text="Hello! Hello!", text_bytes=13, finish="stop")
     (event,) = bench.events()
-    assert (event["data"]["prompt"], event["data"]["completion"]) == (8, 4)
+    assert (event["data"]["prompt"], event["data"]["completion"]) == (3, 4)
     assert (event["data"]["evidence"], event["data"]["outcome"]) == ("tokenized", "completed")
 
 
@@ -148,7 +148,7 @@ def test_a_stream_without_usage_is_not_free_to_leave(policy: str) -> None:
     """Text that passed is charged under every policy: `none` is for answers of which nobody saw anything."""
     bench = Bench(**ROOMY, unknown_usage=policy, **COUNTED)
     bench.log(bench.access(chat(stream=True)), **ABORTED, text="Hello! Hello!", text_bytes=13)
-    assert bench.committed() == 12
+    assert bench.committed() == 7
 
 
 def test_text_beyond_what_was_kept_is_charged() -> None:
