@@ -22,7 +22,7 @@ def main() -> int:
         return 1
     for name, sources in LOCKS.items():
         options = ["--universal", "--python-version", "3.11", "--generate-hashes", "--quiet"]
-        plain = ["--no-emit-index-url", "--no-emit-find-links", "--no-annotate", "--no-header"]
+        plain = ["--no-annotate", "--no-header"]
         output = ["--output-file", f"requirements/{name}"]
         subprocess.run([uv, "pip", "compile", *options, *plain, *sources, *output], check=True, cwd=ROOT)
     return 0

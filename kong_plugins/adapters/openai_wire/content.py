@@ -27,7 +27,7 @@ _TEXT_PARTS = {  # part type: the field its text is in
 _MESSAGE_TEXT = ("name", "reasoning", "reasoning_content", "refusal")  # beside content; templates may print them
 _ITEMS = frozenset({"function_call", "function_call_output", "reasoning"})
 _TOOL_TYPES = frozenset({"function", "custom"})
-_MULTIBYTE_AS_ESCAPE = 3  # a character of 2 bytes printed as \uXXXX takes 6
+_MULTIBYTE_AS_ESCAPE = 3  # a character of 2 bytes printed as an escape takes 6
 _INDENT = 4
 _FORMATTED_MAX = 2**18  # At the deepest nesting a larger value would be hundreds of megabytes when indented.
 
