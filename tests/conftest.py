@@ -6,8 +6,8 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-# These machines are shared and noisy: how long an example takes says nothing. Where a run decides whether a change lands,
-# the same examples are tried each time; anywhere else new ones are.
+# These machines are shared and noisy: how long an example takes says nothing. Where a run decides whether a change
+# lands, the same examples are tried each time; anywhere else new ones are.
 settings.register_profile(
     "shared machine",
     deadline=None,
