@@ -8,8 +8,9 @@ import threading
 
 from rich.console import Console
 
+from kong_plugins.cli.paths import source_root
 from kong_plugins.cli.processes import StackError
-from kong_plugins.cli.stack import StackOptions, keys_for, source_root
+from kong_plugins.cli.stack import StackOptions, keys_for
 
 UP_TIMEOUT_S = 900  # the first run builds the image
 

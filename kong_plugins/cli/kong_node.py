@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from kong_plugins.adapters.deck_file import render as render_environment
+from kong_plugins.cli.paths import source_root
 from kong_plugins.cli.processes import StackError, tcp_port_answers, unix_socket_answers, wait_until
 
 if TYPE_CHECKING:
@@ -27,15 +28,17 @@ def find_kong() -> str | None:
     return os.environ.get("KONG_BIN") or shutil.which("kong")
 
 
-def settings(prefix: Path, lua_root: Path, python: str = sys.executable) -> dict[str, str]:
+def settings(prefix: Path, python: str = sys.executable) -> dict[str, str]:
     """The kong.conf settings our plugins need, each added to an existing Kong's own."""
     conf = {
         "plugins": ",".join(["bundled", *LUA_PLUGINS, *PLUGIN_SERVERS]),
         # kong.plugins.usage-tap.handler is kong/plugins/usage-tap/handler.lua under this root
-        "lua_package_path": f"{lua_root}/?.lua;;",
+        "lua_package_path": f"{source_root()}/?.lua;;",
         "pluginserver_names": ",".join(name.replace("-", "_") for name in PLUGIN_SERVERS),
         # Bodies up to this size stay in memory; larger ones are read back from nginx's temporary file.
         "nginx_http_client_body_buffer_size": "256k",
+        # nginx drops the environment unless told, and the plugin servers are its children.
+        "nginx_main_env": "TOKEN_QUOTA_LEDGER_URL",
     }
     for plugin, module in PLUGIN_SERVERS.items():
         key = f"pluginserver_{plugin.replace('-', '_')}"
@@ -59,7 +62,6 @@ def start(config: Path, stack: Stack, env: dict[str, str], port: int, service: s
     declarative = prefix / "kong.yaml"
     declarative.write_text(render(config, env, service, stack.upstream_url))
     declarative.chmod(0o600)  # it holds the rendered keys
-    lua_root = Path(__file__).resolve().parent.parent.parent
     conf = {
         "prefix": str(prefix),
         "database": "off",
@@ -70,8 +72,7 @@ def start(config: Path, stack: Stack, env: dict[str, str], port: int, service: s
         "status_listen": "off",
         "anonymous_reports": "off",
         "nginx_worker_processes": "1",
-        "nginx_main_env": "TOKEN_QUOTA_LEDGER_URL",  # nginx drops the environment unless told
-        **settings(prefix, lua_root),
+        **settings(prefix),
     }
     conf_file = prefix / "token-quota.conf"
     conf_file.write_text("".join(f"{key} = {value}\n" for key, value in conf.items()))

@@ -117,9 +117,8 @@ def kong_conf(
 ) -> None:
     """Print the kong.conf settings that an existing Kong needs for our plugins."""
     from kong_plugins.cli.kong_node import settings
-    from kong_plugins.cli.stack import source_root
 
-    for key, value in settings(prefix, source_root()).items():
+    for key, value in settings(prefix).items():
         typer.echo(f"{key} = {value}")
 
 

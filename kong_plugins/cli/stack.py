@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from kong_plugins.adapters.ledger import EmbeddedValkey, EmbeddedValkeyError
 from kong_plugins.cli import kong_node
+from kong_plugins.cli.paths import source_root
 from kong_plugins.cli.processes import (
     Child,
     Processes,
@@ -90,10 +91,6 @@ def default_config() -> Path:
     """kong/kong.yaml beside the working directory or the source tree."""
     here = Path("kong/kong.yaml")
     return here if here.exists() else source_root() / "kong" / "kong.yaml"
-
-
-def source_root() -> Path:
-    return Path(__file__).resolve().parent.parent.parent
 
 
 def default_data_dir() -> Path:
