@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -30,8 +31,68 @@ class Pipe:
             raise AssertionError(f"nothing was written to {self.path} in {timeout_s} s")
         return os.read(self._descriptor, 100).decode()
 
+    def wait_for(self, count: int, timeout_s: float = 60.0) -> str:
+        """This many characters, waited for, and what else was written by then."""
+        text = ""
+        while len(text) < count:
+            text += self.wait(timeout_s)
+        return text
+
     def is_empty(self) -> bool:
         return not select.select([self._descriptor], [], [], 0)[0]
+
+
+_PARENT = """
+import os, subprocess, sys
+open("/proc/self/comm", "w").write(sys.argv[1])
+child = subprocess.Popen(sys.argv[2:], stderr=subprocess.STDOUT)
+print("child", child.pid, flush=True)
+sys.stdin.read()
+os._exit(0)
+"""
+
+
+class Launched:
+    """A process started by another, which ends when ``launcher.stdin`` is closed; both write to ``launcher.stdout``."""
+
+    def __init__(self, parent: str, command: list[str]) -> None:
+        """``parent`` is the launcher's name as the system shows it: Kong's workers are named nginx."""
+        self.launcher = subprocess.Popen(
+            [sys.executable, "-c", _PARENT, parent, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(HERE)},
+        )
+        self.pid = int(self.wait_line("child ").split()[1])
+        self._descriptor = os.pidfd_open(self.pid)
+
+    def wait_line(self, text: str) -> str:
+        """The next line with ``text`` in it, waited for."""
+        assert self.launcher.stdout
+        for line in self.launcher.stdout:
+            if text in line:
+                return line
+        raise AssertionError(f"ended without a line with {text!r}")
+
+    def ends(self, timeout_s: float) -> bool:
+        """The process (not its launcher) ends in this time."""
+        return bool(select.select([self._descriptor], [], [], timeout_s)[0])
+
+    def parent_pid(self) -> int:
+        return int(Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+    def stop(self) -> None:
+        """Kill both."""
+        self.launcher.kill()
+        self.launcher.wait()
+        with suppress(ProcessLookupError):  # ended
+            signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
+        assert self.ends(5)
+        os.close(self._descriptor)
+        for pipe in (self.launcher.stdin, self.launcher.stdout):
+            assert pipe
+            pipe.close()
 
 
 class ServerProcess:

@@ -1,6 +1,9 @@
-"""Stock kong-pdk serving the probe: what the hazards are shown against."""
+"""Stock kong-pdk serving the probe: what the hazards are shown against. PROBE_MODULE names another module's probe."""
+
+import importlib
+import os
 
 from kong_pdk.cli import start_dedicated_server
-from plugin_server_probe import NAME, PRIORITY, SCHEMA, VERSION, Plugin
 
-start_dedicated_server(NAME, Plugin, VERSION, PRIORITY, SCHEMA)
+probe = importlib.import_module(os.environ.get("PROBE_MODULE", "plugin_server_probe"))
+start_dedicated_server(probe.NAME, probe.Plugin, probe.VERSION, probe.PRIORITY, probe.SCHEMA)

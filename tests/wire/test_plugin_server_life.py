@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import stat
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +14,7 @@ from typing import Any
 import pytest
 from plugin_server_client import ClosedWithoutAnswer, Connection, NotMessagePack, Refused, Worker, pack
 from plugin_server_probe import pack_script
-from plugin_server_process import HERE, OURS, STOCK_GEVENT, Pipe, ServerProcess
+from plugin_server_process import OURS, STOCK_GEVENT, Launched, Pipe, ServerProcess
 from plugin_server_recordings import frames_of, put_id
 
 Start = Callable[..., ServerProcess]
@@ -293,75 +289,26 @@ def test_a_successor_takes_over_without_a_gap(start_server: Start) -> None:
     assert client.pids == [second.process.pid]
 
 
-def open_when_read(pipe: Path) -> int:
-    """Open a pipe for writing once somebody has opened it for reading."""
-    for _ in range(1000):
-        try:
-            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:  # nobody reads it yet: the system has no event for this
-            time.sleep(0.01)
-    raise AssertionError(f"nobody opened {pipe}")
-
-
-def test_requests_wait_while_plugins_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The socket is up before the plugin's imports are done: Kong's first request waits instead of failing."""
-    gate = tmp_path / "gate"
-    os.mkfifo(gate)
-    monkeypatch.setenv("SLOW_IMPORT", str(gate))
-    command = [*OURS[:-1], "plugin_server_slow"]
-    server = ServerProcess(command, tmp_path, "--socket-name", "probe.sock")
-    try:
-        descriptor = open_when_read(gate)
-        client = Connection(server.path, 10)
-        client.send(pack([0, 1, "plugin.StartInstance", [{"Name": "probe", "Config": "{}"}]]))
-        os.close(descriptor)
-        assert client.receive_answer()[3]["Name"] == "probe"
-    finally:
-        server.stop()
-
-
 @pytest.mark.parametrize(("mode", "expected"), [((), 0o600), (("--socket-mode", "0660"), 0o660)])
 def test_the_sockets_permissions(start_server: Start, mode: tuple[str, ...], expected: int) -> None:
     assert stat.S_IMODE(start_server(*mode).path.stat().st_mode) == expected
 
 
-PARENT = """
-import os, subprocess, sys
-open("/proc/self/comm", "w").write(sys.argv[1])
-child = subprocess.Popen(sys.argv[2:], stderr=subprocess.STDOUT)
-print("child", child.pid, flush=True)
-sys.stdin.read()
-os._exit(0)
-"""
-
-
 @pytest.mark.parametrize(("parent", "ends"), [("nginx", True), ("bash", False)])
 def test_ends_with_its_parent_only_if_that_is_kong(tmp_path: Path, parent: str, ends: bool) -> None:
     """A crashed worker 0 leaves no orphan; a shell that ends takes nothing with it."""
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", PARENT, parent, *OURS, "-p", str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(HERE)},
-    )
-    assert launcher.stdin
-    assert launcher.stdout
-    pid = int(launcher.stdout.readline().split()[1])
+    server = Launched(parent, [*OURS, "-p", str(tmp_path)])
     try:
-        line = ""
-        while "serving" not in line:
-            line = launcher.stdout.readline()
-        launcher.stdin.close()
-        launcher.wait(5)
+        server.wait_line("serving")
+        server.launcher.stdin.close()
+        server.launcher.wait(5)
         if ends:
-            rest = launcher.stdout.read()  # to the end: the orphan has closed it
-            assert "Kong's worker has ended" in rest
+            server.wait_line("Kong's worker has ended")
+            assert server.ends(15)
             assert not (tmp_path / "probe.sock").exists()
         else:
+            assert not server.ends(1.5)  # it looks once a second
             client = Worker(tmp_path / "probe.sock")
             client.run(client.start())
     finally:
-        if not ends:
-            os.kill(pid, signal.SIGTERM)
-            launcher.stdout.read()
+        server.stop()
