@@ -140,14 +140,15 @@ def test_tiktoken_lets_the_loop_run_while_it_counts() -> None:
     """It gives up the GIL, so a loop keeps ticking during one long call."""
     models = ModelTokenCounter()
     models.warm("deepseek-r1")
-    counter = OffLoopCounter(models, deadline_s=30)
-    text = "The quick brown fox jumps over the lazy dog. " * 20_000
+    # Long enough for many ticks also where others have the cores; a call that kept the GIL would leave one or two.
+    counter = OffLoopCounter(models, deadline_s=60, characters_max=5_000_000)
+    text = "The quick brown fox jumps over the lazy dog. " * 100_000
     waiting = gevent.spawn(counter.count, "deepseek-r1", [text])
     ticks = 0
     while not waiting.dead:
         gevent.sleep(0.001)
         ticks += 1
-    assert waiting.get() == 200_001
+    assert waiting.get() == 1_000_001
     assert ticks > 10
     counter.close()
 
