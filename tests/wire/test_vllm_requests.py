@@ -67,7 +67,7 @@ def answered(name: str) -> tuple[int, bytes]:
 
 
 def counted(answer: bytes) -> int | None:
-    """The engine's own count of the prompt, from the last usage it sent. Anthropic's input_tokens leave out the cache."""
+    """The engine's own count of the prompt, from its last usage. Anthropic's input_tokens leave out the cache."""
     usage = re.findall(rb'"(?:prompt_tokens|input_tokens)":(\d+)', answer)
     of_cache = re.findall(rb'"cache_(?:creation|read)_input_tokens":(\d+)', answer)
     return int(usage[-1]) + sum(map(int, of_cache[-2:])) if usage else None
