@@ -115,6 +115,7 @@ class Exchange:
                 http_version=self.http_version,
                 client_ip=self.client[0],
                 started=self.started,
+                upstream_path=self.upstream_path,
                 service=self.entity(self.service.id if self.service else None),
                 route=self.entity(self.route.id if self.route else None),
             )
@@ -131,6 +132,7 @@ class Exchange:
                 self.headers.replace(changed)
             self.body = self._lua.body
             self.query = self._lua.query
+            self.upstream_path = self._lua.upstream_path
 
     # Changes from outside Lua go to both sides.
 
@@ -154,6 +156,11 @@ class Exchange:
         self.body = body
         if self._lua is not None:
             self._lua.set_body(body)
+
+    def set_upstream_path(self, path: bytes) -> None:
+        self.upstream_path = path
+        if self._lua is not None:
+            self._lua.set_upstream_path(path)
 
     def set_query(self, query: bytes) -> None:
         self.query = query

@@ -242,7 +242,7 @@ def _set_path(pdk: Pdk, path: object, *_: object) -> None:
     wanted = string_of(path, "path")
     if not wanted.startswith("/"):
         raise PdkError("path must start with /")
-    pdk.exchange.upstream_path = raw(wanted)
+    pdk.exchange.set_upstream_path(raw(wanted))
 
 
 def _response_header(pdk: Pdk, name: object, value: object, *_: object) -> None:

@@ -39,7 +39,7 @@ TENANTS: dict[str, dict[str, Any]] = {
 
 
 def suite_config(directory: Path) -> Path:
-    """kong/kong.yaml with the suite's tenants beside its own."""
+    """kong/kong.yaml with the suite's tenants beside its own, and a route without usage-tap."""
     data = yaml.safe_load(default_config().read_text())
     for name, settings in TENANTS.items():
         data["consumers"].append(
@@ -49,6 +49,13 @@ def suite_config(directory: Path) -> Path:
                 "plugins": [{"name": "token-quota", "config": settings}],
             }
         )
+    (service,) = data["services"]
+    tap = next(plugin for plugin in service["plugins"] if plugin["name"] == "usage-tap")
+    service["plugins"].remove(tap)
+    for route in service["routes"]:
+        route["plugins"] = [tap]
+    # What an operator forgets.
+    service["routes"].append({"name": "untapped", "paths": ["/untapped"], "strip_path": True})
     path = directory / "kong.yaml"
     path.write_text(yaml.safe_dump(data, sort_keys=False))
     return path

@@ -213,6 +213,15 @@ def test_what_reaches_the_engine_holds_no_key_and_no_forged_field(running: Runni
     assert "priority" not in sent
 
 
+def test_a_route_without_usage_tap_generates_nothing(running: Running) -> None:
+    """Nobody would settle there: the engine is asked for a path it does not have, and generates nothing."""
+    before = running.engine()
+    answer = running.post("roomy", "/untapped/chat/completions", json=chat())
+    assert answer.status_code == 404
+    assert running.engine() == before
+    assert running.seen_by_engine()[-1]["path"] == "/usage-tap-is-not-enabled-on-this-route"
+
+
 def test_an_unmetered_path_is_denied(running: Running) -> None:
     """Any other path on a metered route: refused by default, and the engine is not asked."""
     before = len(running.seen_by_engine())

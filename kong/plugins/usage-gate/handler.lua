@@ -9,6 +9,7 @@ local request_id = require("kong.observability.tracing.request_id").get -- the P
 local sha256_hex = require("kong.tools.sha256").sha256_hex
 
 local kong = kong
+local ngx = ngx
 local gmatch, gsub, lower, sub = string.gmatch, string.gsub, string.lower, string.sub
 local concat = table.concat
 local find = string.find
@@ -16,6 +17,9 @@ local ipairs, next, pcall, tonumber, type = ipairs, next, pcall, tonumber, type
 
 local HASH_PREFIX = "token-quota:"
 local HASH_DIGITS = 16
+-- Where a request goes until usage-tap lets it through. On a route without usage-tap nothing would be settled, so nothing
+-- is to be generated: the engine knows no such path, and its log says what is wrong.
+local TAP_IS_MISSING = "/usage-tap-is-not-enabled-on-this-route"
 local HEADERS_MAX = 1000 -- as many as Kong reads; nginx's header buffers hold no more
 local CREDENTIALS_CACHED = 4096 -- a worker's live keys; a miss costs one SHA-256
 
@@ -183,6 +187,8 @@ function UsageGate:access(conf)
     gathered = { v = 1, id = request_id() or "", method = "", path = "", size = 0, ip = "", refused = "unreadable" }
   end
   kong.ctx.shared.usage_gate = gathered
+  kong.ctx.shared.usage_gate_upstream = ngx.var.upstream_uri
+  ngx.var.upstream_uri = TAP_IS_MISSING
 
   clear(conf.strip_credentials)
   clear(conf.strip_headers)

@@ -118,6 +118,9 @@ function UsageTap:access(conf)
     end
     return kong.response.exit(503, GUARD_BODY, GUARD_HEADERS)
   end
+  if shared.usage_gate_upstream then
+    ngx.var.upstream_uri = shared.usage_gate_upstream -- usage-gate had it point nowhere
+  end
   if state.endpoint then
     kong.service.request.set_header("Accept-Encoding", "identity") -- a compressed answer cannot be read as it passes
   end

@@ -69,6 +69,7 @@ class RequestState:
     started: float = field(default_factory=time.time)
     service: Mapping[str, Any] | None = None
     route: Mapping[str, Any] | None = None
+    upstream_path: bytes = b"/"
 
 
 class LuaHost:
@@ -180,6 +181,7 @@ class LuaRequest:
             to_lua(self._lua, state.service),
             to_lua(self._lua, state.route),
         )
+        self._table[b"var"][b"upstream_uri"] = state.upstream_path
         self._headers = self._table[b"headers"]
         for name, value in state.headers:
             self._calls[b"headers_add"](self._headers, name, value)
@@ -198,6 +200,14 @@ class LuaRequest:
     @property
     def query(self) -> bytes:
         return bytes(self._table[b"query"])
+
+    @property
+    def upstream_path(self) -> bytes:
+        """nginx's ``upstream_uri``: without the query."""
+        return bytes(self._table[b"var"][b"upstream_uri"])
+
+    def set_upstream_path(self, path: bytes) -> None:
+        self._table[b"var"][b"upstream_uri"] = path
 
     def header(self, name: bytes) -> bytes | None:
         """First value of a request header; case does not matter, ``_`` finds ``-``."""

@@ -263,7 +263,10 @@ ngx = emulated("ngx", {
     __index = function(_, key) return current.ngx_ctx[key] end,
     __newindex = function(_, key, value) current.ngx_ctx[key] = value end,
   }),
-  var = setmetatable({}, { __index = function(_, key) return current.var[key] end }),
+  var = setmetatable({}, {
+    __index = function(_, key) return current.var[key] end,
+    __newindex = function(_, key, value) current.var[key] = value end,
+  }),
   req = emulated("ngx.req", { start_time = function() return current.started end }),
   now = function() return bridge.now() end,
   time = function() return math.floor(bridge.now()) end,
