@@ -38,7 +38,7 @@ def run(options: StackOptions, seconds: int) -> int:
     started = time.monotonic()
     try:
         with ExitStack() as resources:
-            stack = start_stack(options, resources, console.print)
+            stack = start_stack(options, resources, lambda line: console.print(line, markup=False, soft_wrap=True))
             ledger = connect_ledger(stack.ledger_url)
             console.print(f"ready       after {time.monotonic() - started:.1f} s\n")
             keys = {tenant: stack.keys[f"DECK_{tenant.upper()}_KEY"] for tenant in TENANTS}

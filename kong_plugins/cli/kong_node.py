@@ -76,9 +76,16 @@ def start(config: Path, stack: Stack, env: dict[str, str], port: int, service: s
     }
     conf_file = prefix / "token-quota.conf"
     conf_file.write_text("".join(f"{key} = {value}\n" for key, value in conf.items()))
-    done = subprocess.run(
-        [kong, "start", "-c", str(conf_file)], env={**os.environ, **env}, capture_output=True, text=True, check=False
-    )
+    try:
+        done = subprocess.run(
+            [kong, "start", "-c", str(conf_file)],
+            env={**os.environ, **env},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError as error:
+        raise StackError(f"cannot run {kong}: {error}; see KONG_BIN") from error
     if done.returncode != 0:
         raise StackError(f"`kong start` failed:\n{done.stdout}{done.stderr}")
     stack.resources.callback(stop, kong, prefix)

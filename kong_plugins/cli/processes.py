@@ -47,6 +47,15 @@ def tcp_port_answers(port: int, host: str = "127.0.0.1") -> Ready:
     return answers
 
 
+def check_port(port: int) -> None:
+    """
+    Raises:
+        StackError: somebody listens there; the readiness check would take them for us.
+    """
+    if tcp_port_answers(port)():
+        raise StackError(f"port {port} is in use: choose another with --port (0: any free one)")
+
+
 def free_port() -> int:
     """A port of 127.0.0.1 nobody listens on now."""
     with socket.socket() as probe:
@@ -126,7 +135,7 @@ class Processes:
             StackError: it ended, or did not answer in ``timeout_s``; with the end of its log.
         """
         log = self.logs / f"{name}.log"
-        with log.open("ab") as output:
+        with log.open("wb") as output:  # an earlier run's errors would be read as this one's
             process = subprocess.Popen(
                 list(argv),
                 stdin=subprocess.DEVNULL,

