@@ -125,7 +125,12 @@ def _frame(call: dict[str, object]) -> object:
 
 
 def _lines(headers: list[list[str]] | list[tuple[str, str]]) -> list[str]:
-    return [alike(f"{name}: {value}") for name, value in headers]
+    """As they came, but for those that the tap sets from one Lua table, which has no order: they by name."""
+    lines = [alike(f"{name}: {value}") for name, value in headers]
+    unordered = [place for place, line in enumerate(lines) if line.startswith("X-RateLimit-")]
+    for place, line in zip(unordered, sorted(lines[place] for place in unordered), strict=True):
+        lines[place] = line
+    return lines
 
 
 def _split(head: str) -> list[tuple[str, str]]:
