@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+EXTRAS = [f"--extra={name}" for name in ("local", "openai-vocabularies", "books", "kafka", "clickhouse")]
 LOCKS = {
     "plugins.lock": ["pyproject.toml"],  # what a Kong node runs
     # what demo and tests run
-    "dev.lock": ["--extra", "local", "--extra", "openai-vocabularies", "pyproject.toml", "requirements/dev.in"],
+    "dev.lock": [*EXTRAS, "pyproject.toml", "requirements/dev.in"],
 }
 
 

@@ -147,6 +147,8 @@ def _write_admitted(admitted: Admitted) -> dict[str, object]:
         # A list, not a map: a key that a header names must never stand where Kong looks for `_method`.
         "attributes": [[name, value] for name, value in admitted.attributes.items()],
     }
+    if admitted.retriable:
+        log["retriable"] = True
     return {name: value for name, value in log.items() if value not in (None, [])}
 
 
@@ -172,6 +174,7 @@ def _read_admitted(table: object) -> Admitted | None:
         budgets=tuple(each for each in _list(table, "budgets") if isinstance(each, str)),
         over=tuple(each for each in _list(table, "over") if isinstance(each, str)),
         attributes={str(pair[0]): str(pair[1]) for pair in _pairs(table, "attributes")},
+        retriable=table.get("retriable") is True,
     )
 
 

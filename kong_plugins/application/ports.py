@@ -52,10 +52,13 @@ class Ledger(Protocol):
     """
 
     def hold(self, request: HoldRequest) -> HoldOutcome:
-        """Hold every line or none."""
+        """Hold every line or none. With an attempt, first look at the logical request's earlier attempts: one that
+        runs, has finished or was for something else answers in this one's place (``HoldOutcome.earlier``); one that was
+        aborted, failed or expired, or whose answer was lost in a crash, lets it run."""
 
     def settle(self, settlement: Settlement) -> SettleOutcome:
-        """Post real usage, drop the hold, append the event: once. Usage above the hold is posted as it is."""
+        """Post real usage, drop the hold, append the event: once. Usage above the hold is posted as it is. With an
+        attempt: of this one and the one charged so far, the cheaper (by total tokens) is reversed in the same step."""
 
     def tighten(self, tenant: str, hold_id: str, amounts: Sequence[tuple[str, int]]) -> bool:
         """Lower an open hold's amounts by line key (never raise). False when the hold is not open."""
@@ -87,6 +90,32 @@ class Ledger(Protocol):
 
     def outbox(self, partition: int, after: str = "0", count: int = 100) -> tuple[OutboxEntry, ...]:
         """Events of a partition, oldest first, after a position."""
+
+
+class SinkUnavailable(Exception):  # noqa: N818 - a state, not a fault
+    """The sink took nothing, or nobody knows how much: everything is to be written again, later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """An entry that a sink will never take, and why. For the dead letters."""
+
+    entry: OutboxEntry
+    reason: str
+
+
+class Sink(Protocol):
+    """Where billing events go. Writing an event again, in any order or company, has the effect of writing it once."""
+
+    def write(self, entries: Sequence[OutboxEntry]) -> tuple[Rejected, ...]:
+        """When it returns, every entry that is not among the rejected is durable there.
+
+        Raises:
+            SinkUnavailable: try all of them again.
+        """
+
+    def close(self) -> None:
+        """Give back what is open. Nothing written is lost by not calling it."""
 
 
 class TokenCounter(Protocol):

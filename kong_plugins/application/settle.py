@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from kong_plugins.application.ports import Background, Ledger, LedgerUnavailable
 from kong_plugins.application.prompts import PromptsUnderWay
+from kong_plugins.domain.attempts import AnswerKept
 from kong_plugins.domain.budgets import TOKENS_MAX
 from kong_plugins.domain.errors import CountUnavailable
-from kong_plugins.domain.events import Admitted, Ending, billing_event, known_usage
+from kong_plugins.domain.events import Admitted, Ending, billing_event, known_usage, reversal_event
 from kong_plugins.domain.holds import Settlement, SettleOutcome, SettleStatus
 from kong_plugins.domain.usage import NO_USAGE, Evidence, Usage
 
@@ -21,6 +22,17 @@ RETRY_FIRST_S = 0.25
 RETRY_MAX_S = 15.0  # A store that was down for minutes finds its first settlement within seconds of its return.
 
 CountText = Callable[[str, str], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer for retries of its request, as ``Settlement`` takes it."""
+
+    data: bytes = b""
+    kept: AnswerKept = AnswerKept.NONE
+
+
+NO_ANSWER = Answer()
 
 
 class UnknownUsage(StrEnum):
@@ -114,27 +126,38 @@ class Settling:
         self._policy = policy
         self._counts = counts
 
-    def settle(self, admitted: Admitted, ending: Ending) -> SettleOutcome | None:
+    def settle(self, admitted: Admitted, ending: Ending, answer: Answer = NO_ANSWER) -> SettleOutcome | None:
         """None when it was left alone, or when settling goes on in the background: usage is to be counted, or the
         ledger is out of reach."""
         known = known_usage(ending)
         policy = self._policy
         if policy is None:
-            return self._post(admitted, ending, *known) if known is not None else None
+            return self._post(admitted, ending, answer, *known) if known is not None else None
         if known is not None:
             policy.forget(admitted)
-            return self._post(admitted, ending, *known)
+            return self._post(admitted, ending, answer, *known)
 
         def decide() -> None:
-            self._post(admitted, ending, *policy.decide(admitted, ending))
+            self._post(admitted, ending, answer, *policy.decide(admitted, ending))
 
         if self._counts is None or not self._counts.submit(decide):
             decide()
         return None
 
-    def _post(self, admitted: Admitted, ending: Ending, usage: Usage, evidence: Evidence) -> SettleOutcome | None:
-        event = billing_event(admitted, ending, usage, evidence)
-        settlement = Settlement(admitted.tenant, admitted.hold_id, usage, evidence, event)
+    def _post(
+        self, admitted: Admitted, ending: Ending, answer: Answer, usage: Usage, evidence: Evidence
+    ) -> SettleOutcome | None:
+        settlement = Settlement(
+            admitted.tenant,
+            admitted.hold_id,
+            usage,
+            evidence,
+            billing_event(admitted, ending, usage, evidence),
+            outcome=ending.outcome(),
+            reversal=reversal_event(admitted, ending, usage, evidence) if admitted.retriable else b"",
+            answer=answer.data,
+            kept=answer.kept,
+        )
         try:
             return self._settle(settlement)
         except LedgerUnavailable as error:

@@ -13,6 +13,8 @@ from kong_plugins.domain.usage import NO_USAGE, Evidence, Usage
 
 SCHEMA_VERSION = 1  # Raised when a field changes its meaning or goes away, not when one is added.
 EVENT_TYPE = "kong.token-quota.request"
+REVERSAL_TYPE = "kong.token-quota.reversal"
+ADJUSTMENT_TYPE = "kong.token-quota.adjustment"
 DATA_SCHEMA = f"urn:kong-token-quota:billing-event:{SCHEMA_VERSION}"
 
 CLIENT_CLOSED = 499  # nginx: the client went away before the answer's headers
@@ -40,6 +42,7 @@ class Admitted:
     budgets: tuple[str, ...] = ()
     over: tuple[str, ...] = ()  # soft and shadow budgets this request went over
     attributes: Mapping[str, str] = field(default_factory=dict)
+    retriable: bool = False  # its hold carries an attempt: a settlement brings a reversal with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,51 @@ def billing_event(
     )
     # Bytes that were no UTF-8 travel as lone surrogates, which no reader of an event has to accept.
     return event.encode("utf-8", "replace")
+
+
+def reversal_id(event_id: str) -> str:
+    """The id of the one reversal that an event can have."""
+    return f"reversal:{event_id}"
+
+
+def reversal_event(admitted: Admitted, ending: Ending, usage: Usage, evidence: Evidence) -> bytes:
+    """UTF-8 JSON: takes back the whole of ``billing_event``'s event of the same arguments, at that event's own time, so
+    that whatever price list rates the two they sum to zero. The counts are those to subtract, not negative ones."""
+    about = {
+        name: value
+        for name, value in (
+            ("credential", admitted.credential),
+            ("consumer", admitted.consumer),
+            ("service", admitted.service),
+            ("route", admitted.route),
+            ("endpoint", ending.endpoint),
+        )
+        if value is not None
+    }
+    event = {
+        "specversion": "1.0",
+        "id": reversal_id(admitted.hold_id),
+        "source": admitted.source,
+        "type": REVERSAL_TYPE,
+        "subject": admitted.tenant,
+        "time": _timestamp_ms(ending.last_ms or ending.started_ms),
+        "datacontenttype": "application/json",
+        "dataschema": f"urn:kong-token-quota:reversal-event:{SCHEMA_VERSION}",
+        "data": {
+            "schema": SCHEMA_VERSION,
+            "reverses": admitted.hold_id,
+            "tenant": admitted.tenant,
+            "model": admitted.model,
+            "prompt": usage.prompt,
+            "completion": usage.completion,
+            "cached": usage.cached,
+            "reasoning": usage.reasoning,
+            "evidence": evidence.value,
+            "reason": "retried",
+            **about,
+        },
+    }
+    return _encode(event).encode("utf-8", "replace")
 
 
 # Not one dict through the encoder: this is written twice for each request, and takes a third of the time so.

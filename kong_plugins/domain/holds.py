@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass
 from enum import StrEnum
 
+from kong_plugins.domain.attempts import AnswerKept, Attempt, Earlier
 from kong_plugins.domain.budgets import TOKENS_MAX, Mode, Weights, check_units
 from kong_plugins.domain.usage import Evidence, Usage
 from kong_plugins.domain.windows import WindowSpec
@@ -49,6 +50,8 @@ class HoldRequest:
     ``event`` is the billing event to write if nobody ever settles: outcome ``expired``, evidence ``held``, no usage.
     Without one the ledger writes ``default_expiry_event``.
 
+    ``attempt``: the logical request that this is a try of, where the client may try again.
+
     Raises:
         ValueError: two lines count on one counter, or the hold would end before it began.
     """
@@ -58,6 +61,7 @@ class HoldRequest:
     lines: tuple[Line, ...]
     ttl_us: int
     event: bytes = b""
+    attempt: Attempt | None = None
 
     def __post_init__(self) -> None:
         if self.ttl_us < 1:
@@ -100,10 +104,13 @@ class LineState:
 
 @dataclass(frozen=True, slots=True)
 class HoldOutcome:
+    """``earlier``: not admitted, as an earlier attempt at the same logical request answers for it; no states then."""
+
     admitted: bool
     states: tuple[LineState, ...]  # one per line, in the request's order
     now_us: int  # the ledger's clock
     repeated: bool = False
+    earlier: Earlier | None = None
 
 
 class HoldState(StrEnum):
@@ -129,6 +136,11 @@ class Settlement:
 
     ``event`` is the billing event's JSON without the lines' posted amounts; the ledger stores it as given.
 
+    For a hold with an attempt: ``outcome`` tells whether a retry may run again; ``answer`` is the whole answer for
+    retries, opaque to the ledger, with ``kept`` saying what became of it; ``reversal`` is the reversal event of
+    ``event``, appended when, now or later, this attempt turns out not to be the one that is charged. A settlement that
+    finds the hold settled already still hands in its answer, where none is kept yet.
+
     Raises:
         ValueError: more tokens than any request can have used.
     """
@@ -138,6 +150,10 @@ class Settlement:
     usage: Usage
     evidence: Evidence
     event: bytes
+    outcome: Outcome = Outcome.COMPLETED
+    reversal: bytes = b""
+    answer: bytes = b""
+    kept: AnswerKept = AnswerKept.NONE
 
     def __post_init__(self) -> None:
         if self.usage.total > TOKENS_MAX:
@@ -152,5 +168,8 @@ class SettleStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SettleOutcome:
+    """``reversed_id``: the attempt that this settlement reversed, which may be its own."""
+
     status: SettleStatus
     posted: tuple[tuple[str, int], ...] = ()  # (line key, amount) as posted, in units
+    reversed_id: str | None = None

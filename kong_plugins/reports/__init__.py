@@ -1,0 +1,1 @@
+"""Reports of the books: tables, files and one web page."""
