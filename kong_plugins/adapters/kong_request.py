@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from kong_plugins.domain.attempts import AnswerKept
 from kong_plugins.domain.demand import Demand
 from kong_plugins.domain.events import Admitted, Ending
 from kong_plugins.domain.usage import Evidence, Usage
@@ -16,9 +17,11 @@ from kong_plugins.domain.usage import Evidence, Usage
 GATE = "usage_gate"
 DECISION = "token_quota"
 TAP = "usage_tap"
+ANSWER = "usage_tap_answer"
 VERSION = 1
 
 _EVIDENCE = {each.value: each for each in Evidence}
+_KEPT = {each.value: each for each in AnswerKept}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,18 @@ class GateRequest:
     service: Entity | None
     route: Entity | None
     headers: Mapping[str, str] = field(default_factory=dict)
+    idempotency_key: str | None = None  # the header's value as sent; of several, the first
+    idempotency_keys: int = 0  # how many such headers came, where it is more than one
+    retry_count: str | None = None  # as an SDK sent it
+
+
+@dataclass(frozen=True, slots=True)
+class WholeAnswer:
+    """An answer as its client got it."""
+
+    status: int
+    content_type: str
+    body: bytes
 
 
 def read_gate(table: object) -> GateRequest | None:
@@ -74,13 +89,21 @@ def read_gate(table: object) -> GateRequest | None:
         service=_entity(table.get("service"), "name"),
         route=_entity(table.get("route"), "name"),
         headers={k: v for k, v in _map(table, "headers").items() if isinstance(k, str) and isinstance(v, str)},
+        idempotency_key=_text(table, "idempotency_key"),
+        idempotency_keys=_int(table, "idempotency_keys") or 0,
+        retry_count=_text(table, "retry_count"),
     )
 
 
 def write_decision(
-    admitted: Admitted, demand: Demand, body: bytes, upstream: Mapping[str, str], response: Mapping[str, str]
+    admitted: Admitted,
+    demand: Demand,
+    body: bytes,
+    upstream: Mapping[str, str],
+    response: Mapping[str, str],
+    keep: int | None = None,
 ) -> dict[str, object]:
-    """The decision for an admitted request."""
+    """The decision for an admitted request. ``keep``: bytes of its answer to keep for retries, at most."""
     meter: dict[str, object] = {
         "endpoint": demand.endpoint.value,
         "stream": demand.stream,
@@ -88,6 +111,8 @@ def write_decision(
     }
     if demand.prompts > 1:
         meter["choices_per_prompt"] = demand.choices // demand.prompts
+    if keep is not None:
+        meter["keep"] = keep
     return {
         "v": VERSION,
         "allow": True,
@@ -131,6 +156,19 @@ def read_tap(table: object) -> tuple[Admitted | None, Ending] | None:
     return _read_admitted(table.get("log")), ending
 
 
+def answer_kept(tap: object) -> AnswerKept:
+    """Whether there is an answer to fetch under ``ANSWER``, by what the tap's table says."""
+    return _KEPT.get((_text(tap, "answer") if isinstance(tap, dict) else None) or "", AnswerKept.NONE)
+
+
+def read_answer(table: object) -> WholeAnswer | None:
+    """None without an answer's table of a version we know."""
+    if not isinstance(table, dict) or table.get("v") != VERSION:
+        return None
+    status = _int(table, "status")
+    return WholeAnswer(status, _text(table, "type") or "", _bytes(table, "body")) if status else None
+
+
 def _write_admitted(admitted: Admitted) -> dict[str, object]:
     log: dict[str, object] = {
         "hold": admitted.hold_id,
@@ -147,6 +185,8 @@ def _write_admitted(admitted: Admitted) -> dict[str, object]:
         # A list, not a map: a key that a header names must never stand where Kong looks for `_method`.
         "attributes": [[name, value] for name, value in admitted.attributes.items()],
     }
+    if admitted.choices > 1:
+        log["choices"] = admitted.choices
     if admitted.retriable:
         log["retriable"] = True
     return {name: value for name, value in log.items() if value not in (None, [])}
@@ -174,6 +214,7 @@ def _read_admitted(table: object) -> Admitted | None:
         budgets=tuple(each for each in _list(table, "budgets") if isinstance(each, str)),
         over=tuple(each for each in _list(table, "over") if isinstance(each, str)),
         attributes={str(pair[0]): str(pair[1]) for pair in _pairs(table, "attributes")},
+        choices=_int(table, "choices") or 1,
         retriable=table.get("retriable") is True,
     )
 

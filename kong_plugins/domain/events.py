@@ -27,7 +27,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 @dataclass(frozen=True, slots=True)
 class Admitted:
     """What admission knew of a request, as it travels to the log phase. ``prompt_bound`` and ``completion_bound`` are
-    the tokens held; ``credential`` is a fingerprint."""
+    the tokens held; ``credential`` is a fingerprint; ``choices``: completions asked for of each prompt (n)."""
 
     hold_id: str
     tenant: str
@@ -42,6 +42,7 @@ class Admitted:
     budgets: tuple[str, ...] = ()
     over: tuple[str, ...] = ()  # soft and shadow budgets this request went over
     attributes: Mapping[str, str] = field(default_factory=dict)
+    choices: int = 1
     retriable: bool = False  # its hold carries an attempt: a settlement brings a reversal with it
 
 
@@ -104,8 +105,10 @@ def billing_event(
 ) -> bytes:
     """UTF-8 JSON. A function of its arguments alone: whoever settles a request writes the same event.
 
-    ``outcome``: where the ending does not tell it (denied, expired).
+    ``outcome``: where the ending does not tell it (denied, expired). ``choices`` are in it where there are several, and
+    the bounds where more may have been generated than is billed: the engine's counters are explained by them.
     """
+    outcome = outcome or ending.outcome()
     hold_id, tenant = _text(admitted.hold_id), _known(admitted.tenant)
     optional = ""
     for name, text in (
@@ -123,6 +126,10 @@ def billing_event(
     for name, number in (("first_ms", ending.first_ms), ("last_ms", ending.last_ms), ("proxy_ms", ending.proxy_ms)):
         if number is not None:
             optional += f',"{name}":{number}'
+    if admitted.choices > 1:
+        optional += f',"choices":{admitted.choices}'
+    if outcome is not Outcome.DENIED and (evidence is not Evidence.EXACT or outcome is not Outcome.COMPLETED):
+        optional += f',"prompt_bound":{admitted.prompt_bound},"completion_bound":{admitted.completion_bound}'
     event = (
         f'{{"specversion":"1.0","id":{hold_id},"source":{_known(admitted.source)},"type":"{EVENT_TYPE}"'
         f',"subject":{tenant},"time":"{_timestamp_ms(ending.last_ms or ending.started_ms)}"'
@@ -130,7 +137,7 @@ def billing_event(
         f',"data":{{"schema":{SCHEMA_VERSION},"hold":{hold_id},"tenant":{tenant},"model":{_known(admitted.model)}'
         f',"stream":{"true" if ending.stream else "false"},"prompt":{usage.prompt},"completion":{usage.completion}'
         f',"cached":{usage.cached},"reasoning":{usage.reasoning},"evidence":"{evidence}"'
-        f',"outcome":"{outcome or ending.outcome()}","status":{ending.status}'
+        f',"outcome":"{outcome}","status":{ending.status}'
         f',"started_ms":{ending.started_ms}{optional},"budgets":{_texts(admitted.budgets)},"over":{_texts(admitted.over)}'
         f',"attributes":{_encode(dict(admitted.attributes)) if admitted.attributes else "{}"}}}}}'
     )

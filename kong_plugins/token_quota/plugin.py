@@ -260,11 +260,11 @@ class Plugin:
         return refusal_reply(denied.refusal, caller, headers)
 
     def _record(self, asked: _Asked) -> Admitted:
-        gate, bound = asked.gate, asked.bound
+        gate, bound, demand = asked.gate, asked.bound, asked.demand
         return Admitted(
             hold_id=gate.id,
             tenant=asked.tenant,
-            model=asked.demand.model,
+            model=demand.model,
             source=self._config.event_source,
             prompt_bound=bound.prompt,
             completion_bound=bound.completion,
@@ -274,6 +274,7 @@ class Plugin:
             route=gate.route.name if gate.route else None,
             budgets=tuple(each.line.key for each in asked.planned),
             attributes={name: gate.headers[name] for name in self._config.event_headers if name in gate.headers},
+            choices=max(1, demand.choices // demand.prompts),
         )
 
     def _warn_of_missing_tap(self) -> None:

@@ -37,7 +37,7 @@ def test_reading_takes_what_it_finds(table: dict[str, Any]) -> None:
 def test_what_is_written_is_read_back() -> None:
     """The log phase knows of a request what access knew."""
     admitted = Admitted(
-        "h1", "t\udcff", "m", "/kong/x", 10, 20, "abc", "c", "s", None, ("daily",), ("soft",), {"_method": "x"}
+        "h1", "t\udcff", "m", "/kong/x", 10, 20, "abc", "c", "s", None, ("daily",), ("soft",), {"_method": "x"}, 3
     )
     demand = Demand(Endpoint.CHAT, "m", True, False, 10, 20, 1)
     decision = write_decision(admitted, demand, b"{}", {}, {})
