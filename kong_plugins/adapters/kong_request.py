@@ -101,6 +101,7 @@ def write_decision(
     body: bytes,
     upstream: Mapping[str, str],
     response: Mapping[str, str],
+    *,
     keep: int | None = None,
 ) -> dict[str, object]:
     """The decision for an admitted request. ``keep``: bytes of its answer to keep for retries, at most."""

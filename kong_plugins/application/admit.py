@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kong_plugins.application.ports import Background, Ledger, LedgerUnavailable
+from kong_plugins.domain.attempts import Attempt, Earlier, Standing
 from kong_plugins.domain.errors import CountUnavailable
 from kong_plugins.domain.holds import HoldOutcome, HoldRequest
 from kong_plugins.domain.planning import PlannedLine, at, completion_that_fits
@@ -17,6 +18,8 @@ _log = logging.getLogger(__name__)
 
 RELEASE_FIRST_S = 0.25
 RELEASE_MAX_S = 15.0
+# A client that gives up and tries again is often back before its first attempt has settled: a few looks within 300 ms.
+RUNNING_PAUSES_S = (0.02, 0.04, 0.08, 0.15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,7 @@ class Ask:
     """A request to admit. ``count_prompt`` counts its prompt exactly and takes its time; None: no tokenizer is known.
 
     ``bound_at`` is the bound on usage for an exact prompt count. ``choices``: completions the engine will generate.
-    ``expiry_event``: the billing event if nobody ever settles.
+    ``expiry_event``: the billing event if nobody ever settles. ``attempt``: the logical request that it is a try of.
     """
 
     tenant: str
@@ -35,6 +38,7 @@ class Ask:
     bound_at: Callable[[int], Usage]
     count_prompt: Callable[[], int] | None = None
     expiry_event: bytes = b""
+    attempt: Attempt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,22 +80,32 @@ class Admission:
     """Decides one request at a time; any number may run at once.
 
     ``tightens`` may drop work, which only helps while budgets are scarce. What is dropped from ``releases`` blocks its
-    tenant's budgets until the hold's time is over.
+    tenant's budgets until the hold's time is over. ``pause`` (seconds) lets a request wait for an earlier attempt that
+    is about to end; without it none waits.
     """
 
-    def __init__(self, ledger: Ledger, tightens: Background, releases: Background, policy: AdmissionPolicy) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        tightens: Background,
+        releases: Background,
+        policy: AdmissionPolicy,
+        pause: Callable[[float], None] | None = None,
+    ) -> None:
         self._ledger = ledger
         self._tightens = tightens
         self._releases = releases
         self._policy = policy
+        self._pause = pause
 
-    def admit(self, ask: Ask) -> Held | Denied:
-        """
+    def admit(self, ask: Ask) -> Held | Denied | Earlier:
+        """``Earlier``: not decided, as an earlier attempt at the same logical request answers for it.
+
         Raises:
             LedgerUnavailable: no decision was made; a hold that took effect all the same is emptied in the background.
         """
         try:
-            return self._admit(ask)
+            return self._admit_when_free(ask)
         except LedgerUnavailable:
             self.forsake(ask.tenant, ask.hold_id, ask.planned)
             raise
@@ -102,9 +116,22 @@ class Admission:
         amounts = [(each.line.key, 0) for each in planned]  # and nothing else: the request may be large
         self._releases.submit(lambda: self._empty(tenant, hold_id, amounts))
 
-    def _admit(self, ask: Ask) -> Held | Denied:
+    def _admit_when_free(self, ask: Ask) -> Held | Denied | Earlier:
+        decided = self._admit(ask)
+        if self._pause is None:
+            return decided
+        for seconds in RUNNING_PAUSES_S:
+            if not isinstance(decided, Earlier) or decided.standing is not Standing.RUNNING:
+                break
+            self._pause(seconds)
+            decided = self._admit(ask)
+        return decided
+
+    def _admit(self, ask: Ask) -> Held | Denied | Earlier:
         bound, planned = ask.bound, ask.planned
         outcome = self._hold(ask, planned)
+        if outcome.earlier is not None:
+            return outcome.earlier
         if outcome.admitted:
             self._tighten_if_scarce(ask, outcome)
             return Held(planned, outcome, bound)
@@ -114,6 +141,8 @@ class Admission:
             bound = exact
             planned = at(planned, bound)
             outcome = self._hold(ask, planned)
+            if outcome.earlier is not None:
+                return outcome.earlier
             if outcome.admitted:
                 return Held(planned, outcome, bound)
 
@@ -122,6 +151,8 @@ class Admission:
             bound = Usage(bound.prompt, max_tokens * ask.choices)
             planned = at(planned, bound)
             outcome = self._hold(ask, planned)
+            if outcome.earlier is not None:
+                return outcome.earlier
             if outcome.admitted:
                 return Held(planned, outcome, bound, max_tokens)
 
@@ -141,7 +172,8 @@ class Admission:
 
     def _hold(self, ask: Ask, planned: tuple[PlannedLine, ...]) -> HoldOutcome:
         lines = tuple(each.line for each in planned)
-        return self._ledger.hold(HoldRequest(ask.tenant, ask.hold_id, lines, self._policy.ttl_us, ask.expiry_event))
+        ttl_us, event = self._policy.ttl_us, ask.expiry_event
+        return self._ledger.hold(HoldRequest(ask.tenant, ask.hold_id, lines, ttl_us, event, ask.attempt))
 
     def _clamped(self, ask: Ask, planned: tuple[PlannedLine, ...], outcome: HoldOutcome, bound: Usage) -> int | None:
         if self._policy.clamp_min is None or ask.choices < 1:

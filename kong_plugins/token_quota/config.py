@@ -33,6 +33,24 @@ class ConfigError(ValueError):
         self.problems = tuple(problems)
 
 
+class KeysOf(StrEnum):
+    """Which requests have an idempotency key."""
+
+    OFF = "off"
+    HEADER = "header"
+    DERIVED = "derived"
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """``answer_bytes_max``: of an answer kept for retries, as the client gets it."""
+
+    keys: KeysOf
+    ttl_us: int
+    answer_bytes_max: int
+    attempts_max: int
+
+
 class Identity(StrEnum):
     CONSUMER = "consumer"
     CREDENTIAL = "credential"
@@ -56,6 +74,7 @@ class QuotaConfig:
     allow_unmetered: bool
     unknown_usage: UnknownUsage
     hold_ttl_us: int
+    idempotency: Idempotency
     salt_per_tenant: bool
     record_denials: bool
     event_source: str
@@ -108,6 +127,12 @@ def parse_config(config: Mapping[str, Any], environ: Mapping[str, str] = os.envi
         allow_unmetered=values["unmetered_paths"] == "allow",
         unknown_usage=UnknownUsage(str(values["unknown_usage"])),
         hold_ttl_us=_int(values, "hold_ttl_s") * 1_000_000,
+        idempotency=Idempotency(
+            keys=KeysOf(str(values["idempotency_keys"])),
+            ttl_us=_int(values, "idempotency_ttl_s") * 1_000_000,
+            answer_bytes_max=_int(values, "idempotency_answer_bytes_max"),
+            attempts_max=_int(values, "idempotency_attempts_max"),
+        ),
         salt_per_tenant=values["cache_salt"] == "tenant",
         record_denials=values["record_denials"] is True,
         event_source=str(values.get("event_source") or f"/kong/{socket.gethostname()}"),

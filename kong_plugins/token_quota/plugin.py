@@ -1,4 +1,5 @@
-"""The plugin as Kong calls it: access decides, log settles. Two PDK calls in access, one in log."""
+"""The plugin as Kong calls it: access decides, log settles. Two PDK calls in access, one in log, and one more there for
+the answer of a request that may be retried."""
 
 from __future__ import annotations
 
@@ -10,11 +11,17 @@ from hashlib import blake2b
 from http import HTTPStatus
 from typing import Any
 
+import gevent
+
+from kong_plugins.adapters import answers
 from kong_plugins.adapters.kong_request import (
+    ANSWER,
     DECISION,
     GATE,
     TAP,
     GateRequest,
+    answer_kept,
+    read_answer,
     read_gate,
     read_tap,
     write_decision,
@@ -34,7 +41,8 @@ from kong_plugins.adapters.openai_wire import (
 from kong_plugins.adapters.process_parts import ProcessParts, process_parts
 from kong_plugins.application.admit import Admission, AdmissionPolicy, Ask, Denied, Held
 from kong_plugins.application.ports import LedgerUnavailable
-from kong_plugins.application.settle import Settling, UnknownUsagePolicy
+from kong_plugins.application.settle import NO_ANSWER, Answer, Settling, UnknownUsagePolicy
+from kong_plugins.domain.attempts import AnswerKept, Attempt, Earlier
 from kong_plugins.domain.budgets import Dimension
 from kong_plugins.domain.demand import Demand, Endpoint
 from kong_plugins.domain.errors import BadRequest, CountUnavailable
@@ -46,6 +54,7 @@ from kong_plugins.token_quota.alerts import Alerts
 from kong_plugins.token_quota.config import ConfigError, QuotaConfig, parse_config
 from kong_plugins.token_quota.identity import NoIdentity, tenant_of
 from kong_plugins.token_quota.responses import Caller, Problem, Reply, quota_headers, refusal_reply, reply
+from kong_plugins.token_quota.retries import attempt_of, earlier_reply
 from kong_plugins.token_quota.schema import SCHEMA
 
 __all__ = ["NAME", "ON_ERROR", "PRIORITY", "SCHEMA", "VERSION", "Plugin"]
@@ -78,6 +87,7 @@ class _Asked:
     planned: tuple[PlannedLine, ...]
     bound: Usage
     countable: bool  # False with a field that the operator allowed although it adds what is in no text of the request
+    attempt: Attempt | None  # of a request that is known again when its client tries again
 
     @property
     def demand(self) -> Demand:
@@ -106,7 +116,7 @@ class Plugin:
                 raise ConfigError([f"config.tokenizers: {error}"]) from error
             raise
         policy = AdmissionPolicy(self._config.hold_ttl_us, self._config.patience_us, self._config.clamp_min)
-        self._admission = Admission(self._ledger, self._parts.tightens, self._parts.releases, policy)
+        self._admission = Admission(self._ledger, self._parts.tightens, self._parts.releases, policy, gevent.sleep)
         unknown = UnknownUsagePolicy(
             self._config.unknown_usage,
             self._parts.prompts,
@@ -124,13 +134,15 @@ class Plugin:
 
     def log(self, kong: Any) -> None:
         """Settle what the tap saw. A request that was refused, here or before, has nothing to settle."""
-        seen = read_tap(kong.ctx.shared.get(TAP))
+        table = kong.ctx.shared.get(TAP)
+        seen = read_tap(table)
         if seen is None:
             self._warn_of_missing_tap()
             return
         admitted, ending = seen
         if admitted is not None:
-            self._settling.settle(admitted, ending)
+            retriable = admitted.retriable and ending.outcome() is Outcome.COMPLETED
+            self._settling.settle(admitted, ending, _answer(kong, answer_kept(table)) if retriable else NO_ANSWER)
 
     def close(self) -> None:
         """The row is gone; the last row of a process drains what is still to be settled."""
@@ -163,6 +175,8 @@ class Plugin:
             _log.error("ledger out of reach, refused %s: %s", gate.id, error)
             message = "Token budgets cannot be checked right now. Try again in a moment."
             return reply(Problem(503, "ledger_unavailable", message), caller, _LEDGER_RETRY)
+        if isinstance(decided, Earlier):
+            return earlier_reply(decided, caller)
         if isinstance(decided, Denied):
             return self._refused(asked, record, decided, caller)
         try:
@@ -196,7 +210,8 @@ class Plugin:
         model = request.demand.model
         planned = plan(self._config.budgets, model, _scope(gate, model), bound)
         countable = not (self._config.rules.allow & request.fields.keys())
-        return _Asked(gate, tenant, request, planned, bound, countable)
+        attempt = attempt_of(gate, tenant, self._config.idempotency)
+        return _Asked(gate, tenant, request, planned, bound, countable, attempt)
 
     def _ask(self, asked: _Asked, record: Admitted) -> Ask:
         demand, rules = asked.demand, self._config.rules
@@ -210,6 +225,7 @@ class Plugin:
             bound_at=lambda prompt: usage_bound(demand, rules, prompt),
             count_prompt=(lambda: self._count(asked.request)) if asked.countable else None,
             expiry_event=expired,
+            attempt=asked.attempt,
         )
 
     def _count(self, request: Request) -> int:
@@ -245,7 +261,8 @@ class Plugin:
         if held.bound is not asked.bound or held.over:
             bound = held.bound
             record = replace(record, prompt_bound=bound.prompt, completion_bound=bound.completion, over=held.over)
-        return write_decision(record, demand, body, {"X-Request-Id": gate.id}, response)
+        keep = self._config.idempotency.answer_bytes_max if asked.attempt is not None else None
+        return write_decision(record, demand, body, {"X-Request-Id": gate.id}, response, keep=keep)
 
     def _refused(self, asked: _Asked, record: Admitted, denied: Denied, caller: Caller) -> Reply:
         if self._config.record_denials:
@@ -274,6 +291,7 @@ class Plugin:
             route=gate.route.name if gate.route else None,
             budgets=tuple(each.line.key for each in asked.planned),
             attributes={name: gate.headers[name] for name in self._config.event_headers if name in gate.headers},
+            retriable=asked.attempt is not None,
             choices=max(1, demand.choices // demand.prompts),
         )
 
@@ -281,6 +299,14 @@ class Plugin:
         if not self._warned_of_tap:
             self._warned_of_tap = True
             _log.error("usage-tap is not enabled on a route of token-quota: nothing is settled there. Enable it.")
+
+
+def _answer(kong: Any, kept: AnswerKept) -> Answer:
+    """The whole answer that the tap kept for retries."""
+    if kept is not AnswerKept.KEPT:
+        return Answer(kept=kept)
+    whole = read_answer(kong.ctx.shared.get(ANSWER))
+    return Answer(answers.pack(whole), kept) if whole is not None else NO_ANSWER
 
 
 def cache_salt(tenant: str) -> str:

@@ -44,7 +44,7 @@ class Reply:
     """An answer in place of the engine's."""
 
     status: int
-    body: str
+    body: str | bytes
     headers: Mapping[str, str]
 
 

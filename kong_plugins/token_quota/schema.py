@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from kong_plugins.domain.attempts import ATTEMPTS_MAX
 from kong_plugins.domain.budgets import UNITS_MAX
 from kong_plugins.domain.pricing import PRICE_MAX
 
@@ -16,6 +17,7 @@ Schema = list[dict[str, Field]]
 
 COUNT_MAX = 100_000_000  # tokens in one request: far above any context
 UNKNOWN_CONTEXT_MAX_TOKENS = 4_096  # half of the smallest context of a current model: engines refuse more than fits
+DERIVED_TTL_S = 120  # twice the longest pause of an SDK between two attempts
 NAME = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 
@@ -261,6 +263,43 @@ SCHEMA: Schema = [
             60,
             86_400,
             default=3_600,
+        )
+    },
+    {
+        "idempotency_keys": _choice(
+            "Which requests are known again when their client tries again, and charged once. header: those with an"
+            " Idempotency-Key. derived: those too whose SDK tells that it tries again (OpenAI's and Anthropic's do), by"
+            " what they ask. off: none; the header is ignored.",
+            "off",
+            "header",
+            "derived",
+            default="derived",
+        )
+    },
+    {
+        "idempotency_ttl_s": _integer(
+            "How long a request with an Idempotency-Key, and its answer, is remembered after it ended. Those that are"
+            f" known by what they ask: {DERIVED_TTL_S} s.",
+            60,
+            86_400,
+            default=3_600,
+        )
+    },
+    {
+        "idempotency_answer_bytes_max": _integer(
+            "The longest answer that is kept for a retry, in the gateway's memory while it passes and then, packed, in"
+            " the ledger. A retry of a longer one is refused with 409, for it was charged. 0: none is kept.",
+            0,
+            4 << 20,
+            default=256 << 10,
+        )
+    },
+    {
+        "idempotency_attempts_max": _integer(
+            "How many attempts at one request are charged as one. The next is charged on its own.",
+            1,
+            ATTEMPTS_MAX,
+            default=4,
         )
     },
     {

@@ -102,8 +102,8 @@ local HOP_BY_HOP = { ["keep-alive"] = true, close = true, upgrade = true, te = t
 -- Kong drops every header that a client names in `Connection` from the upstream request. `Connection: content-length`
 -- leaves a body without its length, which the engine reads as the next request on Kong's connection: unmetered, or glued
 -- to another tenant's. It drops what we set as well. Clearing the header here would not help: Kong reads its own copy.
-local function names_foreign_headers()
-  local connection = kong.request.get_headers(HEADERS_MAX)["connection"]
+local function names_foreign_headers(all)
+  local connection = all["connection"]
   if type(connection) == "table" then
     connection = concat(connection, ",")
   end
@@ -125,13 +125,24 @@ local function named_headers(names)
 end
 
 
+-- A header's first value, and how often it came where that is more than once.
+local function first_of(value)
+  if type(value) == "table" then
+    return value[1], #value
+  end
+  return value, nil
+end
+
+
 local function gather(conf)
+  local all = kong.request.get_headers(HEADERS_MAX)
   local body, size, refused
-  if names_foreign_headers() then
+  if names_foreign_headers(all) then
     body, size, refused = nil, 0, "connection_header"
   else
     body, size, refused = body_of(conf.max_body_bytes)
   end
+  local idempotency_key, idempotency_keys = first_of(all["idempotency-key"])
   return {
     v = 1,
     id = request_id(),
@@ -149,6 +160,9 @@ local function gather(conf)
     service = entity_of(kong.router.get_service()),
     route = entity_of(kong.router.get_route()),
     headers = named_headers(conf.headers),
+    idempotency_key = idempotency_key,
+    idempotency_keys = idempotency_keys,
+    retry_count = first_of(all["x-stainless-retry-count"]), -- of OpenAI's and Anthropic's SDKs, from 0
   }
 end
 

@@ -22,7 +22,8 @@ return {
               default = { "authorization", "apikey", "x-api-key" },
           } },
           { strip_headers = {
-              description = "Headers that name an identity or steer the engine, which a client could forge: never sent upstream.",
+              description = "Headers that name an identity or steer the engine, which a client could forge, and"
+                .. " Idempotency-Key, which is known per tenant only here: never sent upstream.",
               type = "array", required = true, elements = typedefs.header_name,
               default = {
                 "proxy-authorization",
@@ -32,6 +33,7 @@ return {
                 "x-data-parallel-rank",
                 "x-request-id",
                 "endpoint-load-metrics-format",
+                "idempotency-key",
               },
           } },
         },

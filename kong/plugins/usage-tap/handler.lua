@@ -1,5 +1,8 @@
 -- usage-tap: lets a request through only with a decision, applies it, and reads the usage as the answer passes.
 --
+-- Where the decision asks for it (`meter.keep`), the answer's bytes are kept as the client gets them, so that a retry of the
+-- same request can be answered with them.
+--
 -- What it knows is published in kong.ctx.shared.usage_tap at once and changed in place: on a client's abort Kong runs the
 -- log phase straight away, and body_filter never sees the end.
 
@@ -14,6 +17,7 @@ local ngx = ngx
 local now = ngx.now
 local find, lower = string.find, string.lower
 local floor = math.floor
+local concat = table.concat
 local error, pairs, pcall, type = error, pairs, pcall, type
 
 local RETRY_AFTER_S = "1" -- a plugin server that died is back within a second: Kong respawns it that often
@@ -75,6 +79,7 @@ local function apply(decision, state, tap)
     end
     state.endpoint = meter.endpoint
     state.choices_per_prompt = meter.choices_per_prompt
+    state.keep = meter.keep
     state.hide = meter.hide_usage == true and meter.stream == true and HIDEABLE[meter.endpoint] == true
     tap.endpoint, tap.stream = meter.endpoint, meter.stream == true
   end
@@ -172,6 +177,9 @@ local function head(conf)
   if state.reading and state.sse and state.hide then
     kong.response.clear_header("Content-Length")
   end
+  if state.reading and state.keep then
+    state.kept, state.kept_bytes = {}, 0
+  end
 end
 
 
@@ -211,6 +219,18 @@ local function read(state, chunk, eof)
 end
 
 
+-- No copy: a chunk is one string, whoever else has it.
+local function keep(state, chunk)
+  local bytes = state.kept_bytes + #chunk
+  if bytes > state.keep then
+    state.kept, state.too_large = nil, true -- and what was kept is free again
+    return
+  end
+  state.kept_bytes = bytes
+  state.kept[#state.kept + 1] = chunk
+end
+
+
 function UsageTap:body_filter()
   local state = kong.ctx.plugin
   local tap = kong.ctx.shared.usage_tap
@@ -244,10 +264,30 @@ function UsageTap:body_filter()
     local at = epoch_ms()
     tap.first_ms = tap.first_ms or at
     tap.last_ms = at
+    if state.kept then
+      keep(state, out)
+    end
   end
   if eof then
     tap.ended = true
   end
+end
+
+
+-- In a table of its own, which only token-quota fetches, and only when `answer` says that it is there.
+local function publish_answer(state, tap)
+  if state.too_large then
+    tap.answer = "too_large"
+  elseif state.kept then
+    kong.ctx.shared.usage_tap_answer = {
+      v = 1,
+      status = tap.status,
+      type = kong.response.get_header("Content-Type"),
+      body = concat(state.kept),
+    }
+    tap.answer = "kept"
+  end
+  state.kept = nil
 end
 
 
@@ -266,6 +306,9 @@ local function finish()
   end
   if meter and tap.text_bytes > 0 then
     tap.text = meter:uncovered_text()
+  end
+  if tap.ended and tap.status == 200 then -- of an answer cut short a retry is to get the whole
+    publish_answer(state, tap)
   end
 end
 
