@@ -93,6 +93,7 @@ def started(
     config: dict[str, Any] | None = None,
     headers: tuple[tuple[bytes, bytes], ...] = (),
     choices_per_prompt: int | None = None,
+    keep: int | None = None,
 ) -> LuaRequest:
     """A request that was allowed, with the answer's head there."""
     tap = host.plugin("usage-tap", config or {})
@@ -100,6 +101,8 @@ def started(
     meter: dict[str, Any] = {"endpoint": endpoint, "stream": stream, "hide_usage": hide}
     if choices_per_prompt is not None:
         meter["choices_per_prompt"] = choices_per_prompt
+    if keep is not None:
+        meter["keep"] = keep
     request.shared_set("token_quota", {"v": 1, "allow": True, "meter": meter})
     assert request.access(tap) is None
     request.start_response(status, ((b"Content-Type", content_type.encode()), *headers), upstream_status=str(status))

@@ -37,6 +37,24 @@ def test_everything_is_handed_over_in_one_table(host: LuaHost) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("headers", "key", "keys", "count"),
+    [
+        ([], None, None, None),
+        ([(b"Idempotency-Key", b'"a b"'), (b"X-Stainless-Retry-Count", b"2")], '"a b"', None, "2"),
+        ([(b"idempotency-key", b"one"), (b"Idempotency-Key", b"two")], "one", 2, None),
+        ([(b"x-stainless-retry-count", b"0"), (b"x-stainless-retry-count", b"1")], None, None, "0"),
+    ],
+)
+def test_what_tells_of_a_retry_is_handed_over(
+    host: LuaHost, headers: list[tuple[bytes, bytes]], key: str | None, keys: int | None, count: str | None
+) -> None:
+    """The key as sent and how many came, and an SDK's count; the key is nobody's behind the gate, the count goes on."""
+    request, gate = gated(host, headers=headers)
+    assert (gate.get("idempotency_key"), gate.get("idempotency_keys"), gate.get("retry_count")) == (key, keys, count)
+    assert all(name.lower() == b"x-stainless-retry-count" for name, _ in request.headers)
+
+
 def test_no_body_is_no_body(host: LuaHost) -> None:
     """An empty body is absent with size 0; absent parts are absent, not empty tables."""
     _, gate = gated(host, method="GET")
