@@ -1,0 +1,1 @@
+"""Benchmark of an engine direct and through the gateway: load client, servers, figures, table, chart."""

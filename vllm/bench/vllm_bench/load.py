@@ -1,0 +1,153 @@
+"""Load from several processes: closed loop, each slot sends its next request when it has its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+
+from vllm_bench.prompts import chat_body, texts
+from vllm_bench.wire import Connection, Reply, Target
+
+START_IN_S = 0.3  # every process has its task by then, so that all begin together
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One measurement: ``requests`` one after another in each of ``concurrency`` slots, cut off after ``seconds``."""
+
+    concurrency: int
+    requests: int
+    prompt_tokens: int = 512
+    output_tokens: int = 128
+    shared_percent: int = 0
+    seconds: float = 120.0
+    seed: str = "0"
+
+
+@dataclass(slots=True)
+class Run:
+    """What a cell gave: replies, seconds from the first begin to the last end, CPU share of the busiest process.
+
+    ``cut``: slots that were still at work when the time was over; what they had not finished is not counted.
+    """
+
+    replies: list[Reply]
+    seconds: float
+    busy: float
+    processes: int
+    cut: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    cell: Cell
+    targets: tuple[Target, ...]
+    slots: tuple[int, ...]
+    start_at: float
+
+
+class Clients:
+    """Load processes that stay for all cells. A context manager."""
+
+    def __init__(self, processes: int) -> None:
+        self._processes = processes
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(processes, mp_context=context)
+
+    def __enter__(self) -> Clients:
+        # Imports take longer than START_IN_S: have every process up before the first cell.
+        list(self._pool.map(_be_there, [time.monotonic() + 3.0] * self._processes))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def run(self, cell: Cell, targets: Sequence[Target]) -> Run:
+        """Slots are spread over processes and, within each, over targets in turn."""
+        count = min(self._processes, cell.concurrency)
+        start_at = time.monotonic() + START_IN_S
+        tasks = [
+            _Task(cell, tuple(targets), tuple(range(index, cell.concurrency, count)), start_at)
+            for index in range(count)
+        ]
+        parts = list(self._pool.map(_work, tasks))
+        ended = max(part.ended for part in parts)
+        return Run(
+            replies=[reply for part in parts for reply in part.replies],
+            seconds=ended - start_at,
+            busy=max(part.busy for part in parts),
+            processes=count,
+            cut=sum(part.cut for part in parts),
+        )
+
+
+def _be_there(until: float) -> None:
+    time.sleep(max(0.0, until - time.monotonic()))
+
+
+@dataclass(slots=True)
+class _Part:
+    replies: list[Reply]
+    cut: int
+    ended: float
+    busy: float
+
+
+def _work(task: _Task) -> _Part:
+    time.sleep(max(0.0, task.start_at - time.monotonic()))
+    cpu = time.process_time()
+    replies, cut = asyncio.run(_slots(task))
+    ended = time.monotonic()
+    return _Part(replies, cut, ended, (time.process_time() - cpu) / max(ended - task.start_at, 1e-9))
+
+
+async def _slots(task: _Task) -> tuple[list[Reply], int]:
+    """Replies, and how many slots had to be cut."""
+    replies: list[Reply] = []
+    slots = [asyncio.create_task(_slot(task, slot, replies)) for slot in task.slots]
+    done, pending = await asyncio.wait(slots, timeout=max(0.0, task.start_at + task.cell.seconds - time.monotonic()))
+    for slot in pending:
+        slot.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)
+    for slot in done:
+        slot.result()
+    return replies, len(pending)
+
+
+async def _slot(task: _Task, slot: int, replies: list[Reply]) -> None:
+    cell = task.cell
+    connection = Connection(task.targets[slot % len(task.targets)])
+    source = texts(cell.prompt_tokens, cell.shared_percent, cell.seed, str(slot))
+    try:
+        for _ in range(cell.requests):
+            shared, own = next(source)
+            replies.append(await connection.ask("chat/completions", chat_body(shared, own, cell.output_tokens)))
+    finally:
+        connection.close()
+
+
+async def paired(targets: Sequence[Target], cell: Cell) -> list[list[Reply]]:
+    """``cell.requests`` single requests to each target, in turns, so that drift of the engine falls on all alike.
+
+    Returns the replies by target, in order: the n-th of each belong together.
+    """
+    connections = [Connection(target) for target in targets]
+    sources = [texts(cell.prompt_tokens, cell.shared_percent, cell.seed, str(n)) for n in range(len(targets))]
+    replies: list[list[Reply]] = [[] for _ in targets]
+    for turn in range(cell.requests):
+        order = range(len(targets)) if turn % 2 == 0 else range(len(targets) - 1, -1, -1)
+        for number in order:
+            shared, own = next(sources[number])
+            body = chat_body(shared, own, cell.output_tokens)
+            async with asyncio.timeout(cell.seconds):
+                replies[number].append(await connections[number].ask("chat/completions", body))
+    for connection in connections:
+        connection.close()
+    return replies
