@@ -10,7 +10,7 @@ from redis import Redis, RedisCluster
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
 from redis.connection import parse_url
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
@@ -52,17 +52,27 @@ def connect_ledger(
     return RedisLedger(connections, grace_us=grace_us, terminal_us=terminal_us)
 
 
-def _connections(url: str, timeout_s: float, concurrency: Concurrency) -> Connections:
+def open_client(url: str, *, timeout_s: float) -> Client:
+    """A redis-py client of the ledger at ``url``, for work that is not on a request's way. Retries nothing by itself.
+
+    Raises:
+        ValueError: not a URL of a known form.
+        LedgerUnavailable: no node of a Cluster answered.
+    """
     scheme = urlsplit(url).scheme
     try:
-        if scheme in {"redis", "unix"}:
-            return _shared_socket(url, timeout_s, concurrency)
-        client = _CLIENTS[scheme](url, _options(timeout_s))
+        return _CLIENTS[scheme](url, _options(timeout_s))
     except KeyError:
         raise ValueError(f"a ledger's URL is {_FORMS}; not one that starts with {scheme!r}") from None
-    except RedisError as error:  # a Cluster is asked for its nodes at once
+    except (RedisError, RedisClusterException) as error:  # a Cluster is asked for its nodes at once
         raise LedgerUnavailable(f"cannot connect: {error}") from error
-    return PooledClient(client, timeout_s=timeout_s)
+
+
+def _connections(url: str, timeout_s: float, concurrency: Concurrency) -> Connections:
+    scheme = urlsplit(url).scheme
+    if scheme in {"redis", "unix"}:
+        return _shared_socket(url, timeout_s, concurrency)
+    return PooledClient(open_client(url, timeout_s=timeout_s), timeout_s=timeout_s)
 
 
 def _shared_socket(url: str, timeout_s: float, concurrency: Concurrency) -> SharedSocket:
@@ -87,8 +97,8 @@ def _options(timeout_s: float) -> dict[str, Any]:
     }
 
 
-def _tls(url: str, options: dict[str, Any]) -> Client:
-    # Not on the shared socket: OpenSSL does not let one thread read while another writes on one connection.
+def _plainly(url: str, options: dict[str, Any]) -> Client:
+    # A ledger behind TLS too, for OpenSSL does not let one thread read while another writes on one connection.
     return Redis.from_url(url, **options)
 
 
@@ -115,7 +125,9 @@ def _cluster(url: str, options: dict[str, Any]) -> Client:
 
 
 _CLIENTS: dict[str, Callable[[str, dict[str, Any]], Client]] = {
-    "rediss": _tls,
+    "redis": _plainly,
+    "unix": _plainly,
+    "rediss": _plainly,
     "redis+sentinel": _sentinel,
     "redis+cluster": _cluster,
 }
