@@ -60,3 +60,30 @@ class GreenletQueue:
                 task()
             except Exception:  # noqa: BLE001  # the next task is another request's
                 _log.exception("%s: a task failed", self._name)
+
+
+class Every:
+    """Runs a task in a greenlet of its own each so many seconds, from :meth:`start` to :meth:`stop`."""
+
+    def __init__(self, seconds: float, task: Callable[[], None]) -> None:
+        self._seconds = seconds
+        self._task = task
+        self._greenlet: gevent.Greenlet | None = None
+
+    def start(self) -> None:
+        if self._greenlet is None:
+            self._greenlet = gevent.spawn(self._run)
+
+    def stop(self) -> None:
+        """A task under way is broken off."""
+        if self._greenlet is not None:
+            self._greenlet.kill()
+            self._greenlet = None
+
+    def _run(self) -> None:
+        while True:
+            gevent.sleep(self._seconds)
+            try:
+                self._task()
+            except Exception:  # noqa: BLE001  # the next time may be better
+                _log.exception("a task that runs every %s s failed", self._seconds)

@@ -1,4 +1,4 @@
-"""What the plugin instances of one process share: ledger connections, queues, tokenizers, prompts under way.
+"""What the plugin instances of one process share: ledger connections, queues, spool, tokenizers, prompts under way.
 
 Kong makes an instance for each configured row and for each reload; none of them may open connections of its own.
 """
@@ -7,28 +7,43 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import gevent
 
-from kong_plugins.adapters.background import GreenletQueue
+from kong_plugins.adapters.background import Every, GreenletQueue
 from kong_plugins.adapters.ledger import connect_ledger
+from kong_plugins.adapters.plugin_metrics import MetricsServer, Observed, serve_metrics
+from kong_plugins.adapters.spool import DurableSpool, SpoolLimits, ledger_address, spool_bytes_max, spool_directory
 from kong_plugins.adapters.sweeper import Sweeper
 from kong_plugins.adapters.tokenizers import ModelTokenCounter, OffLoopCounter
 from kong_plugins.application.ports import Ledger
+from kong_plugins.application.posting import Poster
 from kong_plugins.application.prompts import PromptsUnderWay
 from kong_plugins.domain.errors import CountUnavailable
 
 _log = logging.getLogger(__name__)
 
-SETTLE_CAPACITY = 20_000  # some 1 kB each; at 300 requests/s a store may be away for a minute before any is lost
 COUNT_CAPACITY = 500  # of 128 kB of text at most; their prompts stay where they are bounded
 RELEASE_CAPACITY = 20_000  # some 0.5 kB each: the requests of a minute without a store
 RECORD_CAPACITY = 1_000  # refused requests come as fast as a client can ask: none may take a settlement's place
 TIGHTEN_CAPACITY = 256  # only ever helps while budgets are scarce: late is as good as never
 DRAIN_S = 5.0
+RESUME_S = 30.0  # how soon what an ended process left in the spool is found by one that goes on
 
 Connect = Callable[[str, float], Ledger]
+
+
+@dataclass(slots=True)
+class _Way:
+    """Into one ledger: what posts, what it spools to, and who replays."""
+
+    poster: Poster
+    spool: DurableSpool
+    queue: GreenletQueue
+    resuming: Every
 
 
 def _connect(url: str, timeout_s: float) -> Ledger:
@@ -36,19 +51,23 @@ def _connect(url: str, timeout_s: float) -> Ledger:
 
 
 class ProcessParts:
-    """Shared by every instance that has joined; the last one to leave ends them, and drains what is not yet settled."""
+    """Shared by every instance that has joined; the last one to leave ends them, drains what is not yet settled, and
+    leaves in the spool what cannot be."""
 
-    def __init__(self, connect: Connect = _connect) -> None:
+    def __init__(self, connect: Connect = _connect, spool_dir: Path | None = None) -> None:
+        """``spool_dir``: that of :func:`spool_directory` where there is none."""
         self._connect = connect
+        self._spool_dir = spool_dir
         self._members = 0
+        self._metrics: MetricsServer | None = None
         self._open()
 
     def _open(self) -> None:
+        self._ways: dict[str, _Way] = {}
         self._ledgers: dict[tuple[str, float], Ledger] = {}
         self._sweepers: list[Sweeper] = []
         self._counters: dict[tuple[tuple[str, str], ...], OffLoopCounter] = {}
         self.prompts = PromptsUnderWay()
-        self.settles = GreenletQueue("settle", capacity=SETTLE_CAPACITY)
         self.counts = GreenletQueue("count", capacity=COUNT_CAPACITY)
         self.releases = GreenletQueue("release", capacity=RELEASE_CAPACITY)
         self.records = GreenletQueue("record", capacity=RECORD_CAPACITY)
@@ -63,14 +82,19 @@ class ProcessParts:
         self._members -= 1
         if self._members > 0:
             return
-        ledgers, sweepers, counters = self._ledgers, self._sweepers, self._counters
-        counts, settles, others = self.counts, self.settles, (self.tightens, self.releases, self.records)
+        ledgers, sweepers, counters, ways = self._ledgers, self._sweepers, self._counters, self._ways
+        counts, others = self.counts, (self.tightens, self.releases, self.records)
         self._open()  # whoever joins while these drain has its own
-        for queue in (counts, settles):  # in this order: what is counted may have to wait for the ledger
-            if not queue.close(DRAIN_S):
-                _log.error("%d settlements were still under way after %s s", len(queue), DRAIN_S)
+        if not counts.close(DRAIN_S):
+            _log.error("%d settlements were still being counted after %s s", len(counts), DRAIN_S)
         for queue in others:
             queue.close(DRAIN_S)
+        for way in ways.values():  # last: what is counted or recorded may have gone to the spool
+            way.resuming.stop()
+            way.queue.close(DRAIN_S)
+            if left := way.spool.depth:
+                _log.warning("%d postings wait in the spool for the next process", left)
+            way.spool.close()
         for counter in counters.values():
             counter.close()
         for sweeper in sweepers:
@@ -93,6 +117,35 @@ class ProcessParts:
             self._sweepers.append(Sweeper(self._ledgers[key]))
             self._sweepers[-1].start()
         return self._ledgers[key]
+
+    def poster(self, url: str, timeout_s: float) -> Poster:
+        """One for each store. What earlier processes left in its spool is replayed from now on.
+
+        Raises:
+            ValueError: not a ledger's URL.
+            LedgerUnavailable: no node of a Cluster answered.
+            SpoolUnavailable: there is no directory for the spool, or its settings are wrong.
+        """
+        address = ledger_address(url)
+        way = self._ways.get(address)
+        if way is None:
+            directory = self._spool_dir or spool_directory()
+            spool = DurableSpool(directory, address, limits=SpoolLimits(size=spool_bytes_max()))
+            queue = GreenletQueue("replay", capacity=1)
+            poster = Poster(self.ledger(url, timeout_s), spool, queue)
+            way = self._ways[address] = _Way(poster, spool, queue, Every(RESUME_S, poster.resume))
+            poster.resume()
+            way.resuming.start()
+            if self._metrics is None:
+                self._metrics = serve_metrics(self._observe)
+        return way.poster
+
+    def _observe(self) -> list[Observed]:
+        return [Observed(address, way.poster, way.spool) for address, way in self._ways.items()]
+
+    def replayed(self, timeout_s: float | None = None) -> bool:
+        """Wait until nothing is left to replay. False when ``timeout_s`` ran out."""
+        return all(way.queue.join(timeout_s) for way in self._ways.values())
 
     def counter(self, tokenizers: Mapping[str, str], models: Sequence[str] = ()) -> OffLoopCounter:
         """Counts by the given tokenizers (model or glob to tokenizer) and by well-known model names. Builds the given

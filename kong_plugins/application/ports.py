@@ -61,7 +61,8 @@ class Ledger(Protocol):
         attempt: of this one and the one charged so far, the cheaper (by total tokens) is reversed in the same step."""
 
     def tighten(self, tenant: str, hold_id: str, amounts: Sequence[tuple[str, int]]) -> bool:
-        """Lower an open hold's amounts by line key (never raise). False when the hold is not open."""
+        """Lower an open hold's amounts by line key (never raise). False when the hold is not open. Where nothing is
+        held any more, nobody may ever settle it: it no longer stands in the way of a retry."""
 
     def peek(self, tenant: str, lines: Sequence[Line]) -> tuple[LineState, ...]:
         """The lines' counters now, changing nothing but what has expired."""
@@ -123,6 +124,71 @@ class TokenCounter(Protocol):
 
     def count_text(self, model: str, text: str) -> int:
         """Tokens of plain text, without template or special tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """The event of a request that held nothing, for :meth:`Ledger.record`."""
+
+    tenant: str
+    event_id: str
+    event: bytes
+
+
+Posting = Settlement | Recording
+
+
+class SpoolUnavailable(Exception):  # noqa: N818 - a state, not a fault
+    """The spool took nothing: it is full, its disk is, or it is closing. The message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spooled:
+    """A posting that waits. ``position`` is the spool's name for it; ``failures`` counts how often the ledger took
+    others and not this one."""
+
+    position: tuple[int, int]
+    posting: Posting
+    failures: int = 0
+
+
+class Spool(Protocol):
+    """Postings that the ledger could not take yet, on this machine's disk. What is appended is there again after a
+    crash; what an ended process left is taken over by another (``adopt``).
+
+    Raises:
+        SpoolUnavailable: from every method but ``close``.
+    """
+
+    @property
+    def waiting(self) -> int:
+        """Postings not deferred."""
+
+    @property
+    def depth(self) -> int:
+        """All postings that are still to be tried: waiting and deferred."""
+
+    def append(self, posting: Posting) -> None:
+        """Durable when it returns."""
+
+    def oldest(self, count: int) -> tuple[Spooled, ...]:
+        """Postings not deferred, in the order they came."""
+
+    def due(self, count: int) -> tuple[Spooled, ...]:
+        """Deferred postings whose time has come, and which are not set aside."""
+
+    def remove(self, entries: Sequence[Spooled]) -> None:
+        """They are in the ledger."""
+
+    def defer(self, entry: Spooled, reason: str, seconds: float | None) -> None:
+        """Let the others pass and count a failure; not to be tried again for ``seconds``. None: set aside, for an
+        operator to look at."""
+
+    def adopt(self) -> None:
+        """Take over what processes that are gone have left, and give back what is drained."""
+
+    def close(self) -> None:
+        """What waits stays for the next process."""
 
 
 class Background(Protocol):

@@ -7,19 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from kong_plugins.application.ports import Background, Ledger, LedgerUnavailable
+from kong_plugins.application.ports import Background
+from kong_plugins.application.posting import Poster
 from kong_plugins.application.prompts import PromptsUnderWay
 from kong_plugins.domain.attempts import AnswerKept
 from kong_plugins.domain.budgets import TOKENS_MAX
 from kong_plugins.domain.errors import CountUnavailable
 from kong_plugins.domain.events import Admitted, Ending, billing_event, known_usage, reversal_event
-from kong_plugins.domain.holds import Settlement, SettleOutcome, SettleStatus
+from kong_plugins.domain.holds import Settlement, SettleOutcome
 from kong_plugins.domain.usage import NO_USAGE, Evidence, Usage
 
 _log = logging.getLogger(__name__)
-
-RETRY_FIRST_S = 0.25
-RETRY_MAX_S = 15.0  # A store that was down for minutes finds its first settlement within seconds of its return.
 
 CountText = Callable[[str, str], int]
 
@@ -116,19 +114,17 @@ class Settling:
 
     def __init__(
         self,
-        ledger: Ledger,
-        background: Background,
+        poster: Poster,
         policy: UnknownUsagePolicy | None = None,
         counts: Background | None = None,
     ) -> None:
-        self._ledger = ledger
-        self._background = background
+        self._poster = poster
         self._policy = policy
         self._counts = counts
 
     def settle(self, admitted: Admitted, ending: Ending, answer: Answer = NO_ANSWER) -> SettleOutcome | None:
         """None when it was left alone, or when settling goes on in the background: usage is to be counted, or the
-        ledger is out of reach."""
+        ledger is out of reach and the settlement in the spool."""
         known = known_usage(ending)
         policy = self._policy
         if policy is None:
@@ -158,37 +154,4 @@ class Settling:
             answer=answer.data,
             kept=answer.kept,
         )
-        try:
-            return self._settle(settlement)
-        except LedgerUnavailable as error:
-            _log.error("ledger out of reach, settling %s goes on in the background: %s", admitted.hold_id, error)
-            self._try_later(settlement, RETRY_FIRST_S)
-            return None
-
-    def _settle(self, settlement: Settlement) -> SettleOutcome:
-        outcome = self._ledger.settle(settlement)
-        if outcome.status is SettleStatus.UNKNOWN:
-            _log_lost(settlement, "the ledger does not know its hold")
-        return outcome
-
-    def _try_later(self, settlement: Settlement, pause_s: float) -> None:
-        if not self._background.submit(lambda: self._try_again(settlement, pause_s)):
-            _log_lost(settlement, "the queue is full or closing")
-
-    def _try_again(self, settlement: Settlement, pause_s: float) -> None:
-        """Once, then again behind the others: they may meet the same outage, or this one alone an error of its own."""
-        try:
-            self._settle(settlement)
-        except LedgerUnavailable as error:
-            if self._background.pause(pause_s):
-                self._try_later(settlement, min(2 * pause_s, RETRY_MAX_S))
-                return
-            try:  # the process ends
-                self._settle(settlement)
-            except LedgerUnavailable:
-                _log_lost(settlement, f"stopped before the ledger came back ({error})")
-
-
-def _log_lost(settlement: Settlement, why: str) -> None:
-    """The event holds no secret, and the log is then the only place that has it."""
-    _log.error("settlement %s not posted: %s; event: %s", settlement.hold_id, why, settlement.event.decode())
+        return self._poster.settle(settlement)

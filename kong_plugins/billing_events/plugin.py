@@ -60,11 +60,11 @@ class Plugin:
         self._parts = parts or process_parts()
         self._parts.join()
         try:
-            ledger = self._parts.ledger(url, float(str(values["ledger_timeout_ms"])) / 1000)
+            poster = self._parts.poster(url, float(str(values["ledger_timeout_ms"])) / 1000)
         except BaseException:
             self._parts.leave()
             raise
-        self._settling = Settling(ledger, self._parts.settles)
+        self._settling = Settling(poster)
 
     def log(self, kong: Any) -> None:
         """Settle what the tap saw of an admitted request."""

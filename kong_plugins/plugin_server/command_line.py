@@ -7,6 +7,7 @@ import gc
 import importlib.metadata
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,6 +101,7 @@ def _run(names: Sequence[str], options: argparse.Namespace) -> int:
 
     if not options.kong_prefix.is_dir():
         return _give_up(f"there is no directory {options.kong_prefix} for the socket: see --kong-prefix")
+    os.environ.setdefault("KONG_PREFIX", str(options.kong_prefix))  # Kong's own name for it; plugins keep files there
     logs.configure(logging.DEBUG if options.verbose else logging.INFO, options.log_file)
     parent = Parent(options.parent_watch)
     socket_name = None if options.socket_name == _STOCK_SOCKET_NAME else options.socket_name

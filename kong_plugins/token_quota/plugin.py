@@ -107,6 +107,7 @@ class Plugin:
         self._parts.join()
         try:
             self._ledger = self._parts.ledger(self._config.ledger_url, self._config.ledger_timeout_s)
+            poster = self._parts.poster(self._config.ledger_url, self._config.ledger_timeout_s)
             self._counter = self._parts.counter(self._config.tokenizers, self._config.models)
         except BaseException as error:
             self._parts.leave()
@@ -122,7 +123,7 @@ class Plugin:
             self._parts.prompts,
             lambda model, text: self._counter.count(model, (text,), SETTLING_COUNT_S),
         )
-        self._settling = Settling(self._ledger, self._parts.settles, unknown, self._parts.counts)
+        self._settling = Settling(poster, unknown, self._parts.counts)
         self._alerts = Alerts()
         self._warned_of_tap = False
 

@@ -54,7 +54,7 @@ def test_who_joins_while_the_last_one_drains_loses_nothing(parts: ProcessParts, 
         gevent.sleep(0.05)
         drained.append(True)
 
-    parts.settles.submit(slow)
+    parts.releases.submit(slow)
     parts.tightens.submit(slow)
     leaving = gevent.spawn(parts.leave)
     gevent.sleep(0)
@@ -64,5 +64,5 @@ def test_who_joins_while_the_last_one_drains_loses_nothing(parts: ProcessParts, 
     leaving.get(timeout=5)
     assert drained == [True, True]
     assert [ledger.closed for ledger in made] == [True, False]
-    for queue in (parts.settles, parts.releases, parts.tightens):
+    for queue in (parts.releases, parts.tightens):
         assert queue.submit(lambda: None)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import shutil
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -201,20 +203,38 @@ def test_a_settlement_outlives_an_outage(caplog: pytest.LogCaptureFixture) -> No
     gevent.sleep(0)
     assert bench.committed() == 0
     bench.ledger.cut = False
-    assert bench.parts.settles.join(timeout_s=5)
+    assert bench.parts.replayed(timeout_s=5)
     assert (bench.committed(), len(bench.events())) == (3, 1)
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
 
-def test_a_settlement_that_cannot_be_made_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    """The process ends while the ledger is away: the event stands in the log, and close does not hang."""
+def test_a_settlement_outlives_the_process() -> None:
+    """The process ends while the ledger is away, without hanging; the next one posts it."""
     bench = Bench(**ROOMY)
     admitted = bench.access()
     bench.ledger.cut = True
     bench.log(admitted, usage={"prompt": 1, "completion": 2}, evidence="exact")
-    gevent.sleep(0)
     bench.plugin.close()
-    assert '"completion":2' in caplog.records[-1].getMessage()
+    bench.ledger.cut = False
+    assert bench.committed() == 0
+    billing_events.Plugin({"ledger_url": "redis://127.0.0.1/0"}, bench.parts)
+    assert bench.parts.replayed(timeout_s=5)
+    assert (bench.committed(), len(bench.events())) == (3, 1)
+
+
+def test_a_settlement_that_cannot_be_kept_is_in_the_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither ledger nor spool: the event stands in the log, where an operator finds it."""
+    monkeypatch.setenv("TOKEN_QUOTA_SPOOL_DIR", str(tmp_path / "spool"))
+    bench = Bench(**ROOMY)
+    admitted = bench.access()
+    bench.ledger.cut = True
+    shutil.rmtree(tmp_path / "spool")
+    bench.log(admitted, usage={"prompt": 1, "completion": 2}, evidence="exact")
+    (lost,) = [record.getMessage() for record in caplog.records if "not posted" in record.getMessage()]
+    assert '"completion":2' in lost
+    assert "TOKEN_QUOTA_SPOOL_DIR" in lost
 
 
 def test_one_settlement_that_cannot_be_made_stops_no_other() -> None:
@@ -231,7 +251,7 @@ def test_one_settlement_that_cannot_be_made_stops_no_other() -> None:
             gevent.sleep(0.01)
     assert bench.committed() == 3
     bench.ledger.refuses = set()
-    assert bench.parts.settles.join(timeout_s=5)
+    assert bench.parts.replayed(timeout_s=5)
     assert bench.committed() == 103
 
 

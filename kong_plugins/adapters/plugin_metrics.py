@@ -1,0 +1,111 @@
+"""What a plugin server tells Prometheus, where ``TOKEN_QUOTA_METRICS_PORT`` asks for it: on 127.0.0.1 only."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kong_plugins.adapters.spool import DurableSpool
+from kong_plugins.application.ports import SpoolUnavailable
+from kong_plugins.application.posting import Poster
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+_log = logging.getLogger(__name__)
+
+PORT_ENV = "TOKEN_QUOTA_METRICS_PORT"
+PORTS_TRIED = 8  # plugin servers share their environment: each takes the first port that is free, from the given one
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """The way into one ledger."""
+
+    ledger: str
+    poster: Poster
+    spool: DurableSpool
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsServer:
+    port: int
+    stop: Callable[[], None]
+
+
+class PostingMetrics:
+    """Reads postings and spool when it is asked, and costs nothing before."""
+
+    def __init__(self, observe: Callable[[], Sequence[Observed]]) -> None:
+        self._observe = observe
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric carries ``ledger``, its address without secrets."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        labels = ["ledger"]
+        postings = CounterMetricFamily(
+            "token_quota_postings",
+            "Settlements and recorded events since the process began, by what became of them.",
+            labels=[*labels, "result"],
+        )
+        depth = GaugeMetricFamily(
+            "token_quota_spool_postings",
+            "Postings in the spool: waiting in line, deferred after errors of their own, set aside for an operator.",
+            labels=[*labels, "state"],
+        )
+        size = GaugeMetricFamily("token_quota_spool_bytes", "Bytes of all postings in the spool.", labels=labels)
+        age = GaugeMetricFamily(
+            "token_quota_spool_oldest_seconds", "Age of the first in line; 0 when none waits.", labels=labels
+        )
+        for each in self._observe():
+            for result, count in each.poster.counts.items():
+                postings.add_metric([each.ledger, result], count)
+            sums = each.spool.sums
+            for state, count in (("waiting", sums.waiting), ("deferred", sums.deferred), ("set_aside", sums.aside)):
+                depth.add_metric([each.ledger, state], count)
+            size.add_metric([each.ledger], sums.size)
+            try:
+                oldest_ms = each.spool.oldest_ms()
+            except SpoolUnavailable as error:
+                _log.warning("the spool's age cannot be read: %s", error)
+                continue
+            age.add_metric([each.ledger], 0 if oldest_ms is None else max(0.0, time.time() - oldest_ms / 1000))
+        yield from (postings, depth, size, age)
+
+
+def serve_metrics(
+    observe: Callable[[], Sequence[Observed]], environ: Mapping[str, str] = os.environ
+) -> MetricsServer | None:
+    """None where no port is asked for, or none can be had: a gateway does not stop for its metrics."""
+    text = environ.get(PORT_ENV)
+    if not text:
+        return None
+    if not text.isdigit() or not 1 <= int(text) <= 65_535 - PORTS_TRIED:
+        _log.error("no metrics: %s is %r, which is no port; use 1 to %d", PORT_ENV, text, 65_535 - PORTS_TRIED)
+        return None
+    from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+
+    registry: Any = CollectorRegistry()
+    registry.register(PostingMetrics(observe))
+    ProcessCollector(registry=registry)
+    first = int(text)
+    for port in range(first, first + PORTS_TRIED):
+        try:
+            server, thread = start_http_server(port, addr="127.0.0.1", registry=registry)
+        except OSError:
+            continue
+
+        def stop(server: Any = server, thread: Any = thread) -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        _log.info("metrics at http://127.0.0.1:%d/metrics", port)
+        return MetricsServer(port, stop)
+    _log.error("no metrics: ports %d to %d of 127.0.0.1 are in use", first, first + PORTS_TRIED - 1)
+    return None
