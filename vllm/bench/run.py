@@ -172,17 +172,18 @@ def measure_all(session: Session, options: argparse.Namespace) -> None:
     for name, url in options.url:
         with session.step(name):
             measure_engine(session, options, name, url)
-    variants = dict(options.api_servers)
     for name, config in options.serve:
         with session.step(name), serve(session, options, name, config, []) as url:
             measure_engine(session, options, name, url)
-        for count in numbers(variants[name]) if name in variants else ():
-            label = f"{name}-api{count}"
-            with session.step(label), serve(session, options, label, config, ["--api-server-count", str(count)]) as url:
-                measure_most_streams(session, label, url)
     if options.baseline:
         with session.step("baseline"):
             measure_baseline(session, options)
+    configs = dict(options.serve)
+    for name, counts in options.api_servers:
+        for count in numbers(counts):
+            label, flag = f"{name}-api{count}", ["--api-server-count", str(count)]
+            with session.step(label), serve(session, options, label, configs[name], flag) as url:
+                measure_most_streams(session, label, url)
 
 
 def measure_ceiling(session: Session, options: argparse.Namespace) -> None:

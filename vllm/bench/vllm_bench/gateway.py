@@ -20,6 +20,7 @@ from kong_plugins.cli.stack import SERVICE, Gateway, Stack, StackOptions, start_
 from vllm_bench.wire import Target
 
 CONFIG = Path(__file__).resolve().parent.parent / "gateway.yaml"
+LEDGER_S = 30.0  # the bench reads tens of thousands of events at once, beside a loaded machine
 TENANTS = ("bench_a", "bench_b", "bench_c")
 
 
@@ -37,7 +38,7 @@ class Running:
 
     def events(self) -> list[OutboxEntry]:
         """Every billing event so far."""
-        ledger = connect_ledger(self.stack.ledger_url)
+        ledger = connect_ledger(self.stack.ledger_url, timeout_s=LEDGER_S)
         try:
             return list(read_events(ledger))
         finally:
@@ -45,7 +46,7 @@ class Running:
 
     def held(self) -> int:
         """Tokens held and not yet settled."""
-        ledger = connect_ledger(self.stack.ledger_url)
+        ledger = connect_ledger(self.stack.ledger_url, timeout_s=LEDGER_S)
         try:
             return sum(line.state.held for tenant in ledger.tenants() for line in ledger.balances(tenant))
         finally:
