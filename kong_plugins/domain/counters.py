@@ -25,8 +25,14 @@ class FixedCounter:
     def advance(self, now_us: int, limit: int) -> None:
         """Nothing leaves a fixed window before it ends."""
 
-    def post(self, amount: int, used_us: int, now_us: int) -> None:
+    def post(self, amount: int, used_us: int, now_us: int) -> bool:
+        """Whether the amount counts."""
         self.committed += amount
+        return True
+
+    def take_back(self, amount: int, at_us: int, now_us: int, limit: int) -> None:
+        """Undo ``post``, as far as it still counts. ``at_us``: when it was used; in a bucket, when it came in."""
+        self.committed -= amount
 
     def clear(self) -> None:
         self.committed = 0
@@ -50,12 +56,18 @@ class RollingCounter:
         for gone in [index for index in self.slices if index < first]:
             self.committed -= self.slices.pop(gone)
 
-    def post(self, amount: int, used_us: int, now_us: int) -> None:
+    def post(self, amount: int, used_us: int, now_us: int) -> bool:
         """Count ``amount`` from when it was used; not at all when that has left the window already."""
         index = used_us // self.window.slice_us
-        if index >= now_us // self.window.slice_us - SLICES:
+        counts = index >= now_us // self.window.slice_us - SLICES
+        if counts:
             self.slices[index] = self.slices.get(index, 0) + amount
             self.committed += amount
+        return counts
+
+    def take_back(self, amount: int, at_us: int, now_us: int, limit: int) -> None:
+        """From the slice it is in: taken off a later one, it would be missing there when its own had left."""
+        self.post(-amount, at_us, now_us)
 
     def clear(self) -> None:
         self.slices.clear()
@@ -98,10 +110,17 @@ class BucketCounter:
                 self.committed -= whole
             self.at_us = now_us
 
-    def post(self, amount: int, used_us: int, now_us: int) -> None:
+    def post(self, amount: int, used_us: int, now_us: int) -> bool:
         """Take ``amount`` out; not at all when it was used so long ago that it has flowed back since."""
-        if used_us + self.window.refill_us > now_us:
+        counts = used_us + self.window.refill_us > now_us
+        if counts:
             self.committed += amount
+        return counts
+
+    def take_back(self, amount: int, at_us: int, now_us: int, limit: int) -> None:
+        """Without what may have flowed back since (at ``limit``), or that would flow back twice."""
+        flowed = -(-(now_us - at_us) * limit // self.window.refill_us)
+        self.committed -= max(0, amount - flowed)
 
     def clear(self) -> None:
         self.committed, self.fraction = 0, 0

@@ -14,6 +14,8 @@ from kong_plugins.adapters.ledger import EmbeddedValkey, MemoryLedger, RedisLedg
 
 GRACE_US = 150_000  # short, so that a test on the server's own clock can wait for the end of it
 TERMINAL_US = 60_000_000
+ANSWERS_BYTES = 10_000
+LIMITS = {"grace_us": GRACE_US, "terminal_us": TERMINAL_US, "answers_bytes": ANSWERS_BYTES}
 
 
 class HandClock:
@@ -69,11 +71,11 @@ def client(valkey: EmbeddedValkey) -> Iterator[redis.Redis]:
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     if request.param == "memory":
         hand = HandClock()
-        yield Bench(MemoryLedger(hand, grace_us=GRACE_US, terminal_us=TERMINAL_US), hand, hand.wait_until)
+        yield Bench(MemoryLedger(hand, **LIMITS), hand, hand.wait_until)
         return
     client = request.getfixturevalue("client")
     server = ServerClock(client)
     url = request.getfixturevalue("valkey").url
-    ledger = connect_ledger(url, timeout_s=5, grace_us=GRACE_US, terminal_us=TERMINAL_US)
+    ledger = connect_ledger(url, timeout_s=5, **LIMITS)
     yield Bench(ledger, server, server.wait_until)
     ledger.close()

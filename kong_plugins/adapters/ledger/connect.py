@@ -36,12 +36,14 @@ def connect_ledger(
     timeout_s: float = TIMEOUT_S,
     grace_us: int = layout.GRACE_US,
     terminal_us: int = layout.TERMINAL_US,
+    answers_bytes: int = layout.ANSWERS_BYTES,
     concurrency: Concurrency | None = None,
 ) -> RedisLedger:
     """The ledger at ``url``. Connects when first used (a Cluster: now).
 
     ``timeout_s`` covers an operation with everything in it: connecting, and a second try when the connection broke.
-    ``grace_us`` is how long after its time a hold may still be settled, ``terminal_us`` how long its end is remembered.
+    ``grace_us`` is how long after its time a hold may still be settled, ``terminal_us`` how long its end is remembered,
+    ``answers_bytes`` how much of whole answers is kept for a tenant's retries.
     ``concurrency``: threads or greenlets; detected from whether gevent has patched sockets.
 
     Raises:
@@ -49,7 +51,7 @@ def connect_ledger(
         LedgerUnavailable: no node of a Cluster answered.
     """
     connections = _connections(url, timeout_s, concurrency or detect())
-    return RedisLedger(connections, grace_us=grace_us, terminal_us=terminal_us)
+    return RedisLedger(connections, grace_us=grace_us, terminal_us=terminal_us, answers_bytes=answers_bytes)
 
 
 def open_client(url: str, *, timeout_s: float) -> Client:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from urllib.parse import quote
 
-from kong_plugins.domain.holds import HoldRequest
+from kong_plugins.domain.attempts import AnswerKept, Attempt
+from kong_plugins.domain.holds import HoldRequest, Outcome, Settlement
 from kong_plugins.domain.windows import (
     LENGTH_S_MAX,
     SECOND_US,
@@ -38,6 +39,15 @@ SLACK_US = HOUR_US
 # Lapsed holds that one request sweeps before it is decided: bounded work; whatever is left is swept by the next.
 SWEEP = 64
 
+# How many logical requests are remembered under one derived key: whoever asks the same thing more often than that at a
+# time is no longer told which of them a retry is for. Under a client's own key there is one.
+REMEMBERED = 64
+
+# Whole answers kept for a tenant's retries, in bytes with what the store needs for each; those that would be forgotten
+# next make room.
+ANSWERS_BYTES = 64 * 2**20
+ANSWER_EXTRA = 256  # as in the scripts
+
 WireWindow = tuple[str, int, int]  # kind, and two numbers: start and end, slice and slices, or refill time and 0
 
 
@@ -56,6 +66,25 @@ def encode(text: str) -> str:
 def counter_path(tenant: str, line_key: str, window: WindowSpec) -> str:
     """Name of a counter in its partition; a fixed window's start is appended to it. The limit is no part of it."""
     return f"{encode(tenant)}/{encode(line_key)}/{describe(window).replace(' ', ':')}"
+
+
+def tries_path(tenant: str, attempt: Attempt) -> str:
+    """Name of the logical requests of a key in its partition."""
+    return f"{encode(tenant)}/{'derived' if attempt.derived else 'client'}/{attempt.key}"
+
+
+def remembered(attempt: Attempt) -> int:
+    """How many logical requests its key may stand for."""
+    return REMEMBERED if attempt.derived else 1
+
+
+def standing(settlement: Settlement) -> str:
+    """How an attempt stands after its settlement: ``b`` broken off (a retry runs), else finished: ``u`` with no answer
+    kept (a retry runs too), ``l`` with one too large to keep, ``k`` with one to keep."""
+    return _FINISHED[settlement.kept] if settlement.outcome is Outcome.COMPLETED else "b"
+
+
+_FINISHED = {AnswerKept.NONE: "u", AnswerKept.TOO_LARGE: "l", AnswerKept.KEPT: "k"}
 
 
 def kept_us(request: HoldRequest, grace_us: int) -> int:

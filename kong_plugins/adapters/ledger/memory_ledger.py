@@ -9,9 +9,11 @@ from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 
 from kong_plugins.adapters.ledger import layout
+from kong_plugins.adapters.ledger.memory_attempts import Attempts, Charged, Posted, Try
 from kong_plugins.application.ports import Balance, Grant, OutboxEntry
 from kong_plugins.domain.budgets import Mode
 from kong_plugins.domain.counters import BucketCounter, Counter, FixedCounter, RollingCounter
+from kong_plugins.domain.events import reversal_id
 from kong_plugins.domain.holds import (
     HoldOutcome,
     HoldRequest,
@@ -55,6 +57,8 @@ class _Hold:
     lines: list[tuple[str, Line, int]] = field(default_factory=list)  # counter, line, amount held now
     event: bytes = b""
     posted: tuple[tuple[str, int], ...] = ()
+    tried: Try | None = None
+    reversed_id: str | None = None
 
 
 def _apart(kept: _Kept) -> _Kept:
@@ -69,7 +73,12 @@ class MemoryLedger:
     """A ``Ledger`` of one process. ``clock`` gives microseconds since the epoch."""
 
     def __init__(
-        self, clock: Callable[[], int], *, grace_us: int = layout.GRACE_US, terminal_us: int = layout.TERMINAL_US
+        self,
+        clock: Callable[[], int],
+        *,
+        grace_us: int = layout.GRACE_US,
+        terminal_us: int = layout.TERMINAL_US,
+        answers_bytes: int = layout.ANSWERS_BYTES,
     ) -> None:
         self._clock = clock
         self._grace_us = grace_us
@@ -83,6 +92,7 @@ class MemoryLedger:
         self._outbox: defaultdict[int, list[OutboxEntry]] = defaultdict(list)
         self._grants: defaultdict[str, list[Grant]] = defaultdict(list)
         self._grant_ids: dict[str, int] = {}
+        self._attempts = Attempts(answers_bytes)
 
     def hold(self, request: HoldRequest) -> HoldOutcome:
         with self._lock:
@@ -92,6 +102,16 @@ class MemoryLedger:
             known = self._find(name, now_us)
             if known is not None and known.outcome is not None:
                 return replace(known.outcome, repeated=True)
+            logical = None
+            if request.attempt is not None and known is None:
+                logical, earlier = self._attempts.look(
+                    request.tenant,
+                    request.attempt,
+                    now_us,
+                    lambda held: self._end_by_clock(request.tenant, held, now_us),
+                )
+                if earlier is not None:
+                    return HoldOutcome(False, (), now_us, earlier=earlier)
             found = [self._counter(request.tenant, line, now_us) for line in request.lines]
             states = tuple(
                 self._state(line, kept.counter, now_us) for line, (_, kept) in zip(request.lines, found, strict=True)
@@ -110,6 +130,12 @@ class MemoryLedger:
                 )
             outcome = HoldOutcome(True, tuple(after), now_us)
             lapses_us = now_us + request.ttl_us
+            tried = None
+            if request.attempt is not None:
+                over_us = lapses_us + self._grace_us
+                tried = self._attempts.begin(
+                    request.tenant, request.attempt, logical, request.hold_id, over_us=over_us, now_us=now_us
+                )
             self._holds[name] = _Hold(
                 name,
                 partition_of(request.tenant),
@@ -119,6 +145,7 @@ class MemoryLedger:
                 lapses_us + self._grace_us,
                 lines=[(path, line, line.amount) for line, (path, _) in zip(request.lines, found, strict=True)],
                 event=request.expiry_event,
+                tried=tried,
             )
             heappush(self._due[partition_of(request.tenant)], (lapses_us, name))
             return outcome
@@ -130,20 +157,55 @@ class MemoryLedger:
             if hold is None:
                 return SettleOutcome(SettleStatus.UNKNOWN)
             self._advance(hold, now_us)
+            stands = layout.standing(settlement)
             if hold.state is not HoldState.OPEN:
-                return SettleOutcome(SettleStatus.REPEATED, hold.posted)
-            posted = []
-            for path, line, held in hold.lines:
-                amount = line.weights.amount(settlement.usage)
-                posted.append((line.key, amount))
+                if hold.tried is not None and hold.state is HoldState.SETTLED:
+                    self._attempts.add(hold.tried, stands, now_us, settlement.answer)
+                return SettleOutcome(SettleStatus.REPEATED, hold.posted, hold.reversed_id)
+            posted = tuple((line.key, line.weights.amount(settlement.usage)) for _, line, _ in hold.lines)
+            tokens = settlement.usage.total
+            costs = tokens > 0 or any(amount for _, amount in posted)
+            charged = None
+            if hold.tried is not None and costs:
+                charged = self._attempts.charged(hold.tried.logical, now_us)
+            # What no event can take back from the books stays on the counters too.
+            cheaper = charged is not None and charged.tokens > tokens and bool(settlement.reversal)
+            replaced = charged is not None and charged.tokens <= tokens and bool(charged.reversal)
+            mine = Charged(settlement.hold_id, tokens, settlement.reversal, [])
+            for (path, line, held), (_, amount) in zip(hold.lines, posted, strict=True):
                 kept = self._counters[path]
                 kept.counter.advance(now_us, kept.limit)
                 if not hold.lapsed:
                     kept.counter.held -= held
-                kept.counter.post(amount, min(now_us, hold.lapses_us), now_us)
+                used_us = min(now_us, hold.lapses_us)
+                counts = not cheaper and kept.counter.post(amount, used_us, now_us)
+                at_us = now_us if isinstance(kept.counter, BucketCounter) else used_us
+                mine.lines.append(Posted(path if counts else None, line.key, amount, at_us, kept.limit))
                 self._keep(path, kept, 0, now_us)
-            self._end(hold, HoldState.SETTLED, settlement.event, tuple(posted), now_us)
-            return SettleOutcome(SettleStatus.POSTED, hold.posted)
+            if cheaper:
+                hold.reversed_id = settlement.hold_id
+            elif replaced and charged is not None:
+                hold.reversed_id = charged.hold_id
+            self._end(hold, HoldState.SETTLED, settlement.event, posted, now_us)
+            if hold.reversed_id is not None and charged is not None:
+                self._reverse(hold.partition, mine if cheaper else charged, now_us)
+            if hold.tried is not None:
+                if costs and (charged is None or charged.tokens <= tokens):
+                    self._attempts.charge(hold.tried, mine, now_us)
+                self._attempts.conclude(hold.tried, stands, now_us, settlement.answer)
+            return SettleOutcome(SettleStatus.POSTED, hold.posted, hold.reversed_id)
+
+    def _reverse(self, partition: int, charged: Charged, now_us: int) -> None:
+        """Take a charged attempt back: from the counters that still count it, and by an event."""
+        for line in charged.lines:
+            kept = self._counters.get(line.path or "")
+            if line.path is None or kept is None or now_us >= kept.expires_us:
+                continue
+            kept.counter.advance(now_us, kept.limit)
+            kept.counter.take_back(line.amount, line.at_us, now_us, max(kept.limit, line.limit))
+            self._keep(line.path, kept, 0, now_us)
+        posted = tuple((line.line_key, -line.amount) for line in charged.lines)
+        self._append(partition, reversal_id(charged.hold_id), charged.reversal, posted)
 
     def tighten(self, tenant: str, hold_id: str, amounts: Sequence[tuple[str, int]]) -> bool:
         with self._lock:
@@ -159,6 +221,8 @@ class MemoryLedger:
                 amount = max(0, min(held, lower.get(line.key, held)))
                 self._counters[path].counter.held -= held - amount
                 hold.lines[index] = (path, line, amount)
+            if hold.tried is not None and not any(amount for _, _, amount in hold.lines):
+                self._attempts.conclude(hold.tried, "b", now_us)
             return True
 
     def peek(self, tenant: str, lines: Sequence[Line]) -> tuple[LineState, ...]:
@@ -241,6 +305,7 @@ class MemoryLedger:
             for path in [path for path, kept in self._counters.items() if now_us >= kept.expires_us]:
                 if partition_of(self._counters[path].tenant) == partition:
                     del self._counters[path]
+            self._attempts.forget(now_us)
             return ended
 
     def outbox(self, partition: int, after: str = "0", count: int = 100) -> tuple[OutboxEntry, ...]:
@@ -320,12 +385,22 @@ class MemoryLedger:
         if now_us < hold.ends_us:
             return False
         self._end(hold, HoldState.EXPIRED, hold.event, (), now_us)
+        if hold.tried is not None:
+            self._attempts.conclude(hold.tried, "b", now_us)
         return True
+
+    def _end_by_clock(self, tenant: str, hold_id: str, now_us: int) -> None:
+        hold = self._find(layout.member(tenant, hold_id), now_us)
+        if hold is not None:
+            self._advance(hold, now_us)
 
     def _end(
         self, hold: _Hold, state: HoldState, event: bytes, posted: tuple[tuple[str, int], ...], now_us: int
     ) -> None:
         hold.state, hold.posted, hold.ends_us = state, posted, now_us + self._terminal_us
         heappush(self._forgotten, (hold.ends_us, hold.name))
-        outbox = self._outbox[hold.partition]
-        outbox.append(OutboxEntry(f"{len(outbox) + 1}-0", hold.name.partition("/")[2], event, posted))
+        self._append(hold.partition, hold.name.partition("/")[2], event, posted)
+
+    def _append(self, partition: int, event_id: str, event: bytes, posted: tuple[tuple[str, int], ...]) -> None:
+        outbox = self._outbox[partition]
+        outbox.append(OutboxEntry(f"{len(outbox) + 1}-0", event_id, event, posted))

@@ -12,6 +12,8 @@ import msgpack
 from kong_plugins.adapters.ledger import layout
 from kong_plugins.adapters.ledger.connections import Argument, Connections, Script, load_script
 from kong_plugins.application.ports import Balance, Grant, LedgerUnavailable, OutboxEntry
+from kong_plugins.domain.attempts import Attempt, Earlier, Standing
+from kong_plugins.domain.events import reversal_id
 from kong_plugins.domain.holds import (
     HoldOutcome,
     HoldRequest,
@@ -25,6 +27,7 @@ from kong_plugins.domain.partitions import PARTITIONS, hash_tag, partition_of
 from kong_plugins.domain.windows import FixedWindow, Span, describe, window_at
 
 _EXPIRE_BATCH = 500  # holds a script ends before it lets others in again: a few milliseconds
+_DECIDED = frozenset({b"held", b"refused", b"again"})  # a hold that no earlier attempt answered for
 _WINDOW_TRIES = 4  # a window may end between our clock and the server's, hardly twice
 
 
@@ -42,11 +45,13 @@ class RedisLedger:
         *,
         grace_us: int = layout.GRACE_US,
         terminal_us: int = layout.TERMINAL_US,
+        answers_bytes: int = layout.ANSWERS_BYTES,
         clock: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         self._connections = connections
         self._grace_us = grace_us
         self._terminal_us = terminal_us
+        self._answers_bytes = answers_bytes
         self._clock = clock
         self._behind_us = 0  # how far our clock was found behind the server's
         self._spans: dict[FixedWindow, Span] = {}
@@ -60,14 +65,19 @@ class RedisLedger:
         tag, encoded = self._tag(request.tenant), layout.encode(request.tenant)
         member = layout.member(request.tenant, request.hold_id)
         about = (request.hold_id, request.ttl_us, self._grace_us, self._terminal_us, request.expiry_event)
+        tried = () if request.attempt is None else (_tried(request.tenant, request.attempt),)
 
         def attempt(now_us: int) -> tuple[list[str], list[Argument]]:
             counters, lines = self._place(request.tenant, tag, request.lines, now_us)
             weighted = [[*packed, *_weights(line)] for packed, line in zip(lines, request.lines, strict=True)]
             keys = [f"{tag}hold:{member}", *counters]
-            return keys, [tag, request.tenant, encoded, member, _pack((*about, weighted))]
+            return keys, [tag, request.tenant, encoded, member, _pack((*about, weighted, *tried))]
 
         status, now_us, states = self._call_in_window("hold", attempt)
+        if status not in _DECIDED:
+            hold_id, *answer = states
+            earlier = Earlier(Standing(status.decode()), _text(hold_id), *answer)
+            return HoldOutcome(False, (), now_us, earlier=earlier)
         if status == b"again":
             now_us, states = states
         outcome = tuple(map(_state, request.lines, states))
@@ -77,11 +87,15 @@ class RedisLedger:
         tenant, usage = settlement.tenant, settlement.usage
         tag, member = self._tag(tenant), layout.member(tenant, settlement.hold_id)
         tokens = (usage.prompt, usage.cached, usage.completion)
-        args = (tag, layout.encode(tenant), tenant, member, *tokens, settlement.event)
-        status, _, posted = self._call("settle", [f"{tag}hold:{member}"], args)
-        return SettleOutcome(
-            SettleStatus(status.decode()), tuple((_text(line), amount) for line, amount in posted or ())
-        )
+        retrying = (reversal_id(settlement.hold_id), settlement.reversal, settlement.answer)
+        standing = (layout.standing(settlement), self._answers_bytes)
+        args = (tag, layout.encode(tenant), tenant, member, *tokens, settlement.event, *standing, *retrying)
+        status, _, found = self._call("settle", [f"{tag}hold:{member}"], args)
+        if found is None:
+            return SettleOutcome(SettleStatus(status.decode()))
+        posted, *reversed_id = found
+        amounts = tuple((_text(line), amount) for line, amount in posted or ())
+        return SettleOutcome(SettleStatus(status.decode()), amounts, *map(_text, reversed_id))
 
     def tighten(self, tenant: str, hold_id: str, amounts: Sequence[tuple[str, int]]) -> bool:
         tag, member = self._tag(tenant), layout.member(tenant, hold_id)
@@ -225,6 +239,12 @@ class RedisLedger:
         answer = msgpack.unpackb(self._connections.call(script, keys, args), raw=True)
         self.now_us = answer[1]
         return answer[0], answer[1], answer[2] if len(answer) > 2 else None
+
+
+def _tried(tenant: str, attempt: Attempt) -> tuple[Argument, ...]:
+    key, most = layout.tries_path(tenant, attempt), layout.remembered(attempt)
+    derived, retry = int(attempt.derived), int(attempt.retry)
+    return key, attempt.fingerprint, derived, retry, attempt.ttl_us, attempt.attempts_max, most
 
 
 def _weights(line: Line) -> tuple[int, ...]:

@@ -1,4 +1,5 @@
--- Put in front of every script. Integers only, exact below 2^53; times are microseconds of the server's clock.
+-- Put in front of every script, then attempts.lua and holds.lua. Integers only, exact below 2^53; times are microseconds
+-- of the server's clock.
 --
 -- Keys of a partition, all with its hash tag, so derivable from `tag` ("{p17}:"):
 --   {pN}:open               zset   open holds by when they lapse
@@ -11,6 +12,7 @@
 --       c committed  h held  x expires  l limit  m mode  k line key  w window  q kind  a b the kind's numbers
 --       rolling: o no slice before this one, and a field for each slice;  bucket: t as of, f fraction of a unit
 --   {pN}:grants:TENANT      stream grants and resets;   {pN}:grant:TENANT/ID  string, a grant made
+-- and those of attempts, see attempts.lua.
 --
 -- A window kind has two numbers (a, b): fixed "f" start and end, rolling "r" slice width and slices, bucket "b" refill
 -- time and 0. The limit is no part of a key: an edited budget keeps its count.
@@ -127,16 +129,25 @@ local function reset_at(n, limit, lacking)
   return now + math.min(wait + math.ceil((rest - n.f) / limit), FAR)
 end
 
--- Count `amount` as used at `used`; not at all once that has left the window.
+-- Count `amount` as used at `used`; not at all (false) once that has left the window.
 local function post(n, amount, used)
   if n.kind == 'r' then
     local index = math.floor(used / n.a)
-    if index < n.slice - n.b then return end
+    if index < n.slice - n.b then return false end
     redis.call('HINCRBY', n.key, string.format('%.0f', index), amount)
   elseif n.kind == 'b' and used + n.a <= now then
-    return
+    return false
   end
   n.c = n.c + amount
+  return true
+end
+
+-- Undo `post`: what of `amount` still counts. `at`: when it was used (rolling) or came in (bucket). Of a bucket's, all that
+-- may have flowed back since (at a limit of `limit`) is left where it is, or it would flow back twice.
+local function take_back(n, amount, at, limit)
+  if n.kind ~= 'b' then return post(n, 0 - amount, at) end
+  local flowed, rest = muldiv(now - at, limit, n.a)
+  n.c = n.c - math.max(0, amount - flowed - (rest > 0 and 1 or 0))
 end
 
 -- Write a counter back. `extra`: how long it must outlive its window for holds that may settle late.
@@ -182,58 +193,6 @@ local function write(n, limit, extra, about)
     redis.call('ZADD', key, 'GT', live, name)
     if redis.call('PTTL', key) < ms(n.x - now) then redis.call('PEXPIREAT', key, ms(n.x)) end
   end
-end
-
--- Holds. A record is {s state, n states as first answered, ...}; an open one also has
---   at, l when it lapses, e when its grace is over, k how long its end is remembered, v event to expire with,
---   i id, b lines {counter, line key, kind, a, b, amount, weights of uncached, cached, completion, request, denominator}
-local function find(tag, member)
-  local packed = redis.call('GET', tag .. 'hold:' .. member)
-  return packed and cmsgpack.unpack(packed)
-end
-
--- The end of a hold: remembered for a while, its event in the outbox.
-local function finish(tag, member, hold, state, event, posted)
-  local ended = {s = state, at = hold.at, n = hold.n, p = posted}
-  redis.call('SET', tag .. 'hold:' .. member, cmsgpack.pack(ended), 'PXAT', ms(now + hold.k))
-  redis.call('ZREM', tag .. (hold.s == 'open' and 'open' or 'lapsed'), member)
-  local fields = {}
-  for _, line in ipairs(posted) do
-    fields[#fields + 1] = 'posted.' .. line[1]
-    fields[#fields + 1] = line[2]
-  end
-  redis.call('XADD', tag .. 'outbox', '*', 'id', hold.i, 'event', event, unpack(fields))
-  return ended
-end
-
--- What the clock alone does to a hold: it lapses (its amounts are free again), then it expires. Returns what it is now.
-local function advance(tag, member, hold)
-  if hold.s == 'open' and now >= hold.l then
-    for _, line in ipairs(hold.b) do
-      if redis.call('EXISTS', line[1]) == 1 then redis.call('HINCRBY', line[1], 'h', -line[6]) end
-    end
-    redis.call('ZREM', tag .. 'open', member)
-    redis.call('ZADD', tag .. 'lapsed', hold.e, member)
-    hold.s = 'lapsed'
-    redis.call('SET', tag .. 'hold:' .. member, cmsgpack.pack(hold), 'KEEPTTL')
-  end
-  if hold.s == 'lapsed' and now >= hold.e then return finish(tag, member, hold, 'expired', hold.v, {}) end
-  return hold
-end
-
--- Advance the holds of an index that are due, at most `bound` of them. Returns how many there were and how many ended.
-local function sweep(tag, index, bound)
-  local due = redis.call('ZRANGEBYSCORE', tag .. index, '-inf', now, 'LIMIT', 0, bound)
-  local ended = 0
-  for _, member in ipairs(due) do
-    local hold = find(tag, member)
-    if not hold then
-      redis.call('ZREM', tag .. index, member)
-    elseif advance(tag, member, hold).s == 'expired' then
-      ended = ended + 1
-    end
-  end
-  return #due, ended
 end
 
 -- The first fixed window of a request that does not contain the server's time: the caller's clock is wrong, or a window

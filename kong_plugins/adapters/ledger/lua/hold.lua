@@ -1,17 +1,83 @@
--- Hold every line or none.
+-- Hold every line or none. An attempt is tried only where no earlier one answers for it.
 -- KEYS  1 the hold, 2.. a counter for each line
 -- ARGV  1 tag, 2 tenant, 3 encoded tenant, 4 member (encoded tenant/hold id), 5 msgpack of
---       {hold id, ttl, grace, how long its end is remembered, event to expire with, lines}, a line being
---       {line key, kind, a, b, limit, amount, mode, window in words, uncached, cached, completion, request, denominator}
+--       {hold id, ttl, grace, how long its end is remembered, event to expire with, lines, attempt or nothing}, a line
+--       being {line key, kind, a, b, limit, amount, mode, window in words, uncached, cached, completion, request,
+--       denominator}, an attempt {TENANT/KIND/KEY, fingerprint, derived 0/1, retry 0/1, how long it is remembered,
+--       attempts of one logical request at most, logical requests of one key at most}
 -- Returns msgpack {status, now, value}: "held" or "refused" with {committed, held, reset, short 0/1} for each line;
---       "again" with {when, those as first answered}; "window" when a fixed window is not the server's current one.
+--       "again" with {when, those as first answered}; "window" when a fixed window is not the server's current one;
+--       "running", "gone" or "mismatch" with {the earlier attempt}; "finished" with {the earlier attempt, its answer}.
 local tag, tenant, encoded, member = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local id, ttl, grace, remembered, event, lines = unpack(cmsgpack.unpack(ARGV[5]))
+local id, ttl, grace, remembered, event, lines, attempt = unpack(cmsgpack.unpack(ARGV[5]))
 if astray(lines) then return pack('window') end
 sweep(tag, 'open', 64)
 
 local known = find(tag, member)
 if known and known.n then return pack('again', {known.at, known.n}) end
+
+-- Where a logical request stands: 'r', 'l' or 'k' (then with the answer), or 'b', and it may be tried again.
+local function standing(entry)
+  if entry[1] == 'r' and now >= entry[5] then
+    -- No sweep came by yet. A store that lost the hold lost its end too.
+    local current = encoded .. '/' .. entry[2]
+    local hold = find(tag, current)
+    if hold then advance(tag, current, hold) end
+    return 'b'
+  elseif entry[1] == 'k' then
+    local answer = redis.call('GET', tag .. 'answer:' .. encoded .. '/' .. entry[2])
+    if answer then return 'k', answer end
+    return 'b'
+  elseif entry[1] == 'u' then
+    return 'b'
+  end
+  return entry[1]
+end
+
+-- Which logical request an attempt is for: its number or nil (a new one), else nil and the answer in its place.
+local function look(suffix, fingerprint, derived, retry, most)
+  if derived == 1 and retry == 0 then return nil end
+  local all = redis.call('HGETALL', tag .. 'tries:' .. suffix)
+  local entries, numbers = {}, {}
+  for i = 1, #all, 2 do
+    local number = tonumber(all[i])
+    if number then
+      local entry = cmsgpack.unpack(all[i + 1])
+      if now < (entry[1] == 'r' and entry[5] + MONTH or entry[5]) then
+        entries[number] = entry
+        numbers[#numbers + 1] = number
+      end
+    end
+  end
+  table.sort(numbers, function(x, y) return x > y end)
+  if derived == 0 then
+    local entry = entries[numbers[1]]
+    if not entry then return nil end
+    if entry[6] ~= fingerprint then return nil, {'mismatch', {entry[2]}} end
+    local stands, answer = standing(entry)
+    if stands == 'r' then return nil, {'running', {entry[2]}} end
+    if stands == 'l' then return nil, {'gone', {entry[2]}} end
+    if stands == 'k' then return nil, {'finished', {entry[2], answer}} end
+    return entry[4] < most and numbers[1] or nil
+  end
+  local running, finished
+  for _, number in ipairs(numbers) do
+    local entry = entries[number]
+    local stands, answer = standing(entry)
+    if stands == 'b' and entry[4] < most then return number end
+    if stands == 'r' then running = running or {'running', {entry[2]}} end
+    if stands == 'k' then finished = finished or {'finished', {entry[2], answer}} end
+  end
+  return nil, running or finished
+end
+
+local number
+if attempt and not known then
+  local suffix, fingerprint, derived, retry, _, most = unpack(attempt)
+  local earlier
+  number, earlier = look(suffix, fingerprint, derived, retry, most)
+  if earlier then return pack(earlier[1], earlier[2]) end
+end
 
 local counters, states, refused = {}, {}, known and true or false
 for i, line in ipairs(lines) do
@@ -42,6 +108,9 @@ if refused then return pack('refused', states) end
 
 local lapses = now + ttl
 local hold = {s = 'open', at = now, n = states, l = lapses, e = lapses + grace, k = remembered, v = event, i = id, b = kept}
+if attempt then
+  hold.t = begin(tag, attempt[1], number, member, id, hold.e, attempt[5], attempt[2], attempt[7])
+end
 redis.call('SET', KEYS[1], cmsgpack.pack(hold), 'PXAT', ms(hold.e + MONTH))
 redis.call('ZADD', tag .. 'open', lapses, member)
 return pack('held', states)
