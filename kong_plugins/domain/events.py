@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from functools import lru_cache
 
 from kong_plugins.domain.holds import Outcome
@@ -186,6 +187,60 @@ def reversal_event(admitted: Admitted, ending: Ending, usage: Usage, evidence: E
             "reason": "retried",
             **about,
         },
+    }
+    return _encode(event).encode("utf-8", "replace")
+
+
+class AdjustmentKind(StrEnum):
+    """What a movement of money is that no usage stands for."""
+
+    CREDIT = "credit"  # given, for goodwill or as a promotion
+    REFUND = "refund"  # given back of what was charged
+    CORRECTION = "correction"  # of an error, in either's favour
+
+
+def adjustment_id(name: str) -> str:
+    """The event id of an adjustment that its operator named: apart from requests' ids, which a person may well repeat
+    here by mistake, and an event of an id that is known is dropped."""
+    return f"adjustment:{name}"
+
+
+def adjustment_event(
+    *,
+    event_id: str,
+    source: str,
+    time_ms: int,
+    tenant: str,
+    kind: AdjustmentKind,
+    amount: int,
+    currency: str,
+    account: str,
+    reason: str,
+    reference: str | None = None,
+) -> bytes:
+    """UTF-8 JSON. ``amount``: micro-units of ``currency``, positive in the tenant's favour. ``account`` bears it.
+    ``reference``: the event that it is about."""
+    data: dict[str, object] = {
+        "schema": SCHEMA_VERSION,
+        "tenant": tenant,
+        "kind": kind.value,
+        "amount": amount,
+        "currency": currency,
+        "account": account,
+        "reason": reason,
+    }
+    if reference is not None:
+        data["reference"] = reference
+    event = {
+        "specversion": "1.0",
+        "id": event_id,
+        "source": source,
+        "type": ADJUSTMENT_TYPE,
+        "subject": tenant,
+        "time": _timestamp_ms(time_ms),
+        "datacontenttype": "application/json",
+        "dataschema": f"urn:kong-token-quota:adjustment-event:{SCHEMA_VERSION}",
+        "data": data,
     }
     return _encode(event).encode("utf-8", "replace")
 
