@@ -254,6 +254,10 @@ class LocalGateway:
 
     def _finish(self, exchange: Exchange) -> None:
         self._log.access(exchange)
+        if exchange.has_lua and not exchange.lua().response_status:  # the client left before there was an answer
+            exchange.lua().start_response(
+                exchange.status, (), source=exchange.source, upstream_status=exchange.upstream_status
+            )
         for row in exchange.rows.log:
             if isinstance(row.runner, LuaPlugin):
                 try:
