@@ -34,6 +34,15 @@ TENANTS: dict[str, dict[str, Any]] = {
     "spender": {"budgets": [{"name": "daily", "limit": 1_000, "window": "day"}]},
     "barrier": {"budgets": [{"name": "monthly", "limit": 20_000, "window": "month"}]},
     "bursty": {"budgets": [{"name": "minute", "limit": 2_000, "window": "minute", "window_kind": "rolling"}]},
+    "replayer": {"budgets": [{"name": "daily", "limit": 50_000_000, "window": "day"}]},
+    "retrier": {"budgets": [{"name": "daily", "limit": 50_000_000, "window": "day"}]},
+    "forgetful": {
+        "budgets": [{"name": "daily", "limit": 50_000_000, "window": "day"}],
+        "idempotency_answer_bytes_max": 100,
+        "idempotency_attempts_max": 2,
+    },
+    "storm_sdk": {"budgets": [{"name": "daily", "limit": 50_000_000, "window": "day"}]},
+    "storm_streams": {"budgets": [{"name": "daily", "limit": 50_000_000, "window": "day"}]},
     "shadowed": {"budgets": [{"name": "trial", "limit": 1, "window": "day", "mode": "shadow"}]},
 }
 

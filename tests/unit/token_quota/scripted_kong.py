@@ -40,7 +40,7 @@ class _Response:
     def __init__(self, kong: ScriptedKong) -> None:
         self._kong = kong
 
-    def exit(self, status: int, body: str, headers: dict[str, str]) -> None:
+    def exit(self, status: int, body: str | bytes, headers: dict[str, str]) -> None:
         self._kong.calls.append("response.exit")
         self._kong.exit = (status, body, headers)
         msgpack.packb([status, body, headers])
@@ -53,7 +53,7 @@ class ScriptedKong:
     def __init__(self, **tables: Any) -> None:
         self.tables: dict[str, Any] = {name: through_kong(table) for name, table in tables.items()}
         self.calls: list[str] = []
-        self.exit: tuple[int, str, dict[str, str]] | None = None
+        self.exit: tuple[int, str | bytes, dict[str, str]] | None = None
         self.ctx = type("Ctx", (), {"shared": _Shared(self)})
         self.response = _Response(self)
 
@@ -172,8 +172,13 @@ class Bench:
         }
         return {key: value for key, value in table.items() if value is not None}
 
-    def log(self, admitted: ScriptedKong, **tap: Any) -> ScriptedKong:
-        kong = ScriptedKong(usage_tap=tap_table(admitted, **tap)).run(self.plugin.log)
+    def log(self, admitted: ScriptedKong, kept: bytes | None = None, **tap: Any) -> ScriptedKong:
+        """``kept``: the body that the tap kept for retries."""
+        tables: dict[str, Any] = {"usage_tap": tap_table(admitted, **tap)}
+        if kept is not None:
+            tables["usage_tap"]["answer"] = "kept"
+            tables["usage_tap_answer"] = {"v": 1, "status": 200, "type": "application/json", "body": kept}
+        kong = ScriptedKong(**tables).run(self.plugin.log)
         assert self.parts.counts.join(timeout_s=20)
         return kong
 
