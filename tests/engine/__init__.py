@@ -1,0 +1,1 @@
+"""The real engine stage: vLLM on the CPU behind the local gateway. `make engine-test` installs it and runs this."""
