@@ -189,7 +189,7 @@ class Delivery:
             self._owed = _Owed(released=entries)
             return self._failed(State.DOWN, str(error))
         except Exception as error:  # noqa: BLE001 - the thread must not end for it, and the entries are not lost
-            # It may be this batch, so its entries are counted, and in the end tried one by one, with a sink opened anew.
+            # It may be this batch: its entries are counted, and tried one by one in the end. The sink is opened anew.
             _log.exception("%s: writing failed", self.name)
             self._close_sink()
             self._owed = _Owed(released=entries, counted=True)
