@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kong_plugins.adapters.books import schema
+from kong_plugins.adapters.books.turns import waiting_for
 from kong_plugins.application.ports import SinkUnavailable
 
 if TYPE_CHECKING:
@@ -17,6 +18,17 @@ if TYPE_CHECKING:
 WAIT_S = 10.0
 _POLL_S = 0.01  # DuckDB has no way to wait for its lock
 _HOLDER = re.compile(r"PID (\d+)")
+
+_Config = dict[str, str | bool | int | float | list[str]]
+_READING: _Config = {"autoinstall_known_extensions": "false"}  # nothing is ever downloaded
+_WRITING: _Config = {
+    **_READING,
+    # Batches are far smaller than what DuckDB shares out among threads; a second one only makes the insert slower
+    # (36,000 rows/s in place of 52,000 at a million rows).
+    "threads": "1",
+    # Each checkpoint writes the whole index anew. This log is read again after a crash, in a few seconds.
+    "checkpoint_threshold": "64MB",
+}
 
 
 class BooksUnavailable(SinkUnavailable):
@@ -48,17 +60,7 @@ def open_books(path: str | Path, *, read_only: bool, wait_s: float = WAIT_S) -> 
         if read_only:
             raise BooksUnavailable(f"no books at {path}: start the collector with --sink duckdb://{path.absolute()}")
         _create(path)
-    deadline = time.monotonic() + wait_s
-    while True:
-        try:
-            connection = _connect(path, read_only)
-            break
-        except BooksUnavailable as busy:
-            if busy.holder is None or time.monotonic() >= deadline:
-                raise
-        except duckdb.Error as error:
-            raise BooksUnavailable(f"cannot open the books {path}: {_first_line(error)}") from error
-        time.sleep(_POLL_S)
+    connection = _connect_in_turn(path, read_only, wait_s)
     try:
         if read_only:
             _check_current(connection)
@@ -74,33 +76,47 @@ def open_books(path: str | Path, *, read_only: bool, wait_s: float = WAIT_S) -> 
     return connection
 
 
+def _connect_in_turn(path: Path, read_only: bool, wait_s: float) -> duckdb.DuckDBPyConnection:
+    try:
+        return _connect(path, read_only)
+    except BooksUnavailable as busy:
+        if busy.holder is None:
+            raise
+    deadline = time.monotonic() + wait_s
+    with waiting_for(path):
+        while True:
+            try:
+                return _connect(path, read_only)
+            except BooksUnavailable as busy:
+                if busy.holder is None or time.monotonic() >= deadline:
+                    raise
+            time.sleep(_POLL_S)
+
+
 def _connect(path: Path, read_only: bool) -> duckdb.DuckDBPyConnection:
     import duckdb
 
-    # One thread for writing: rows come in batches far smaller than what DuckDB shares out, and a second one only makes
-    # the insert slower (36,000 rows/s in place of 52,000 at a million rows). Nothing is ever downloaded.
-    config = {} if read_only else {"threads": "1"}
     try:
-        return duckdb.connect(
-            str(path), read_only=read_only, config={"autoinstall_known_extensions": "false", **config}
-        )
+        return duckdb.connect(str(path), read_only=read_only, config=_READING if read_only else _WRITING)
     except duckdb.ConnectionException as error:
         if "different configuration" not in str(error):
-            raise
-        # Read-only and writing exclude each other within one process too.
+            raise BooksUnavailable(f"cannot open the books {path}: {_first_line(error)}") from error
+        # Reading and writing exclude each other within one process too.
         raise BooksUnavailable(f"the books {path} are open otherwise in this very process", os.getpid()) from error
     except duckdb.IOException as error:
         said = str(error)
         if "Could not set lock" not in said:
-            raise
+            raise BooksUnavailable(f"cannot open the books {path}: {_first_line(error)}") from error
         named = _HOLDER.search(said)
         holder = int(named[1]) if named else 0
         who = f"process {holder}" if holder else "another process"
         raise BooksUnavailable(
-            f"the books {path} are in use by {who}: a collector gives them up within a second,"
+            f"the books {path} are in use by {who}: a collector gives them up to whoever waits,"
             " anything else has to end first",
             holder,
         ) from error
+    except duckdb.Error as error:
+        raise BooksUnavailable(f"cannot open the books {path}: {_first_line(error)}") from error
 
 
 def _create(path: Path) -> None:

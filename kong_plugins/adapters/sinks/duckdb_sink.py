@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING
 
 from kong_plugins.adapters.books import BooksUnavailable, open_books
 from kong_plugins.adapters.books.rows import COLUMNS, Row, arrow_table, rows_of
+from kong_plugins.adapters.books.turns import somebody_waits_for
 from kong_plugins.application.ports import OutboxEntry, Rejected
 
 if TYPE_CHECKING:
     import duckdb
 
 WAIT_S = 5.0  # for a report that reads
-HELD_S_MAX = 0.8  # under load; with a batch on top of it still about a second
-GAP_S = 0.04  # a reader tries every 10 ms, and opening the file takes it some 15
-IDLE_S = 0.2
+IDLE_S = 0.2  # then the file is given up
+YIELD_S_MAX = 0.5  # for one who waits to get in; trying every 10 ms, it takes some 20
+HELD_S_MAX = 5.0  # for one who waits unseen, as DuckDB's own shell does
+_POLL_S = 0.005
 
 _NAMES = ", ".join(f'"{name}"' for name in COLUMNS)
 _INSERT = f"INSERT INTO events ({_NAMES}) SELECT {_NAMES} FROM batch"  # noqa: S608 - constants of ours
-_INSERT_NEW = f"{_INSERT} WHERE NOT EXISTS (FROM events WHERE events.id = batch.id)"  # noqa: S608
+_INSERT_NEW = f"{_INSERT} WHERE NOT EXISTS (FROM events WHERE events.id = batch.id)"
 
 
 class DuckDBSink:
@@ -34,8 +36,7 @@ class DuckDBSink:
         self._wait_s = wait_s
         self._turn = threading.Condition()
         self._connection: duckdb.DuckDBPyConnection | None = None
-        self._opened_at = self._used_at = 0.0
-        self._free_at = 0.0  # the file is left alone until then
+        self._opened_at = self._used_at = self._let_go_at = 0.0
         self._closer: threading.Thread | None = None
 
     def __repr__(self) -> str:
@@ -73,14 +74,13 @@ class DuckDBSink:
             # A full disk ends a DuckDB session for good: what was written is read again from the file.
             self._let_go()
             raise BooksUnavailable(f"cannot write to the books {self._path}: {error}") from error
-        now = time.monotonic()
-        self._used_at = now
-        if now - self._opened_at > HELD_S_MAX:
+        self._used_at = time.monotonic()
+        if self._used_at - self._opened_at > HELD_S_MAX or somebody_waits_for(self._path):
             self._let_go()
 
     def _hold_file(self) -> duckdb.DuckDBPyConnection:
         if self._connection is None:
-            time.sleep(max(0.0, self._free_at - time.monotonic()))  # a reader's turn
+            self._yield_turn()
             self._connection = open_books(self._path, read_only=False, wait_s=self._wait_s)
             self._opened_at = self._used_at = time.monotonic()
             if self._closer is None:
@@ -93,7 +93,12 @@ class DuckDBSink:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-            self._free_at = time.monotonic() + GAP_S
+            self._let_go_at = time.monotonic()
+
+    def _yield_turn(self) -> None:
+        """Let in who waited when the file was given up; it says no more that it waits once it is in."""
+        while time.monotonic() < self._let_go_at + YIELD_S_MAX and somebody_waits_for(self._path):
+            time.sleep(_POLL_S)
 
     def _close_when_idle(self) -> None:
         with self._turn:
