@@ -54,6 +54,7 @@ class GateRequest:
     idempotency_key: str | None = None  # the header's value as sent; of several, the first
     idempotency_keys: int = 0  # how many such headers came, where it is more than one
     retry_count: str | None = None  # as an SDK sent it
+    claims: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,21 @@ class WholeAnswer:
     status: int
     content_type: str
     body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """Whom a request is from that token-quota did not let through: refused by somebody, or on a route without it.
+    ``request_id`` is Kong's, ``credential`` the key's fingerprint, ``model`` as asked for."""
+
+    request_id: str
+    consumer: Entity | None
+    credential: str | None
+    service: Entity | None
+    route: Entity | None
+    model: str | None
+    headers: Mapping[str, str]
+    claims: Mapping[str, str]
 
 
 def read_gate(table: object) -> GateRequest | None:
@@ -88,7 +104,8 @@ def read_gate(table: object) -> GateRequest | None:
         ip=_text(table, "ip"),
         service=_entity(table.get("service"), "name"),
         route=_entity(table.get("route"), "name"),
-        headers={k: v for k, v in _map(table, "headers").items() if isinstance(k, str) and isinstance(v, str)},
+        headers=_texts(table, "headers"),
+        claims=_texts(table, "claims"),
         idempotency_key=_text(table, "idempotency_key"),
         idempotency_keys=_int(table, "idempotency_keys") or 0,
         retry_count=_text(table, "retry_count"),
@@ -155,6 +172,25 @@ def read_tap(table: object) -> tuple[Admitted | None, Ending] | None:
         proxy_ms=_int(table, "proxy_ms"),
     )
     return _read_admitted(table.get("log")), ending
+
+
+def read_about(tap: object) -> About | None:
+    """None where token-quota let the request through, or its path is no metered one."""
+    if not isinstance(tap, dict):
+        return None
+    request_id, about = _text(tap, "request_id"), tap.get("about")
+    if request_id is None or not isinstance(about, dict):
+        return None
+    return About(
+        request_id=request_id,
+        consumer=_consumer(about.get("consumer")),
+        credential=_text(about, "credential"),
+        service=_entity(about.get("service"), "name"),
+        route=_entity(about.get("route"), "name"),
+        model=_text(about, "model"),
+        headers=_texts(about, "headers"),
+        claims=_texts(about, "claims"),
+    )
 
 
 def answer_kept(tap: object) -> AnswerKept:
@@ -257,6 +293,10 @@ def _pairs(table: Mapping[object, object], name: str) -> list[list[object]]:
 def _map(table: Mapping[object, object], name: str) -> Mapping[object, object]:
     value = table.get(name)
     return value if isinstance(value, dict) else {}
+
+
+def _texts(table: Mapping[object, object], name: str) -> dict[str, str]:
+    return {key: value for key, value in _map(table, name).items() if isinstance(key, str) and isinstance(value, str)}
 
 
 def _list(table: Mapping[object, object], name: str) -> list[object]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kong_plugins.cli import collector, credit, quota, report
+from kong_plugins.cli import collector, credit, quota, reconcile, report
 from kong_plugins.cli.stack import Gateway, StackOptions, default_config, default_data_dir
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.add_typer(quota.app, name="quota")
 app.add_typer(collector.app, name="collector")
 app.add_typer(report.app, name="report")
+app.command()(reconcile.reconcile)
 # A negative amount is no option.
 app.command(context_settings={"ignore_unknown_options": True})(credit.credit)
 
@@ -96,6 +97,18 @@ def reference() -> None:
     from kong_plugins.token_quota.reference import markdown
 
     typer.echo(markdown())
+
+
+@app.command("event-schema")
+def event_schema(kind: Annotated[str, typer.Argument(help="request, reversal or adjustment.")] = "request") -> None:
+    """Print the JSON Schema of one kind of event; its $id is what such an event names in `dataschema`."""
+    from kong_plugins.adapters.event_schemas import schema_text
+
+    try:
+        typer.echo(schema_text(kind), nl=False)
+    except ValueError as error:
+        typer.echo(f"token-quota event-schema: {error}", err=True)
+        raise typer.Exit(1) from error
 
 
 @app.command()

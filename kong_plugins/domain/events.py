@@ -101,6 +101,15 @@ def known_usage(ending: Ending) -> tuple[Usage, Evidence] | None:
     return None
 
 
+def usage_without_budget(ending: Ending) -> tuple[Usage, Evidence] | None:
+    """What is booked of a request that nothing was held for: what its answer showed. None: no engine was asked."""
+    if ending.upstream_status is None or ending.source == "exit":
+        return None
+    return known_usage(ending) or (
+        (ending.usage, Evidence.CONTINUOUS) if ending.usage is not None else (NO_USAGE, Evidence.HELD)
+    )
+
+
 def billing_event(
     admitted: Admitted, ending: Ending, usage: Usage, evidence: Evidence, outcome: Outcome | None = None
 ) -> bytes:
@@ -129,7 +138,8 @@ def billing_event(
             optional += f',"{name}":{number}'
     if admitted.choices > 1:
         optional += f',"choices":{admitted.choices}'
-    if outcome is not Outcome.DENIED and (evidence is not Evidence.EXACT or outcome is not Outcome.COMPLETED):
+    held = admitted.prompt_bound or admitted.completion_bound  # else nothing was: there is no bound to tell
+    if held and outcome is not Outcome.DENIED and (evidence is not Evidence.EXACT or outcome is not Outcome.COMPLETED):
         optional += f',"prompt_bound":{admitted.prompt_bound},"completion_bound":{admitted.completion_bound}'
     event = (
         f'{{"specversion":"1.0","id":{hold_id},"source":{_known(admitted.source)},"type":"{EVENT_TYPE}"'

@@ -79,6 +79,7 @@ class QuotaConfig:
     record_denials: bool
     event_source: str
     event_headers: tuple[str, ...]
+    event_claims: tuple[str, ...]
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -137,6 +138,7 @@ def parse_config(config: Mapping[str, Any], environ: Mapping[str, str] = os.envi
         record_denials=values["record_denials"] is True,
         event_source=str(values.get("event_source") or f"/kong/{socket.gethostname()}"),
         event_headers=tuple(sorted({str(name).lower() for name in _sequence(values, "event_headers")})),
+        event_claims=tuple(sorted(map(str, _sequence(values, "event_claims")))),
     )
 
 

@@ -291,10 +291,16 @@ class Plugin:
             service=gate.service.name if gate.service else None,
             route=gate.route.name if gate.route else None,
             budgets=tuple(each.line.key for each in asked.planned),
-            attributes={name: gate.headers[name] for name in self._config.event_headers if name in gate.headers},
+            attributes=self._attributes(gate),
             retriable=asked.attempt is not None,
             choices=max(1, demand.choices // demand.prompts),
         )
+
+    def _attributes(self, gate: GateRequest) -> dict[str, str]:
+        claims, headers = self._config.event_claims, self._config.event_headers
+        return {name: gate.claims[name] for name in claims if name in gate.claims} | {
+            name: gate.headers[name] for name in headers if name in gate.headers
+        }
 
     def _warn_of_missing_tap(self) -> None:
         if not self._warned_of_tap:

@@ -331,4 +331,11 @@ SCHEMA: Schema = [
             {"type": "string", "len_min": 1, "len_max": 128},
         )
     },
+    {
+        "event_claims": _set(
+            "Claims of the JWT that Kong's jwt plugin verified, copied likewise; name them in usage-gate's claims too."
+            " A header of the same name wins.",
+            {"type": "string", "len_min": 1, "len_max": 128},
+        )
+    },
 ]

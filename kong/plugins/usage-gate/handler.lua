@@ -4,6 +4,7 @@
 -- header or query named `_method`. Here the keys are ours; only values come from the client.
 -- Whatever goes wrong is handed over as `refused`: the decision, and the answer, are token-quota's.
 
+local claims_of = require "kong.plugins.usage-gate.claims"
 local lrucache = require "resty.lrucache"
 local request_id = require("kong.observability.tracing.request_id").get -- the PDK of 3.9 has no call for it
 local sha256_hex = require("kong.tools.sha256").sha256_hex
@@ -160,6 +161,7 @@ local function gather(conf)
     service = entity_of(kong.router.get_service()),
     route = entity_of(kong.router.get_route()),
     headers = named_headers(conf.headers),
+    claims = claims_of(conf.claims),
     idempotency_key = idempotency_key,
     idempotency_keys = idempotency_keys,
     retry_count = first_of(all["x-stainless-retry-count"]), -- of OpenAI's and Anthropic's SDKs, from 0

@@ -13,8 +13,14 @@ return {
               type = "integer", required = true, default = 4194304, between = { 1, 1073741824 },
           } },
           { headers = {
-              description = "Request headers handed to token-quota, for identity by header.",
+              description = "Request headers handed on, for identity by header and for attributes of billing events.",
               type = "array", required = true, default = {}, elements = typedefs.header_name,
+          } },
+          { claims = {
+              description = "Claims of the token that Kong's jwt plugin verified, handed on for attributes of billing"
+                .. " events: text, numbers and booleans.",
+              type = "array", required = true, default = {},
+              elements = { type = "string", len_max = 128, match = "^[%w.:/][%w_.:/-]*$" },
           } },
           { strip_credentials = {
               description = "Headers, and query arguments of the same name, that carry a client's key: never sent upstream.",

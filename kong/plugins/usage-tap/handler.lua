@@ -9,6 +9,7 @@
 local Meter = require "kong.plugins.usage-tap.meter"
 local Scanner = require "kong.plugins.usage-tap.scanner"
 local Sse = require "kong.plugins.usage-tap.sse"
+local about = require "kong.plugins.usage-tap.about"
 local shapes = require "kong.plugins.usage-tap.shapes"
 local request_id = require("kong.observability.tracing.request_id").get -- the PDK of 3.9 has no call for it
 
@@ -94,9 +95,24 @@ end
 
 
 -- Only where the operator took the guard off: a route without token-quota, whose bill still wants usage.
-local function infer(state, tap)
+local function infer(state, tap, gate)
   state.endpoint = shapes.endpoint_of(kong.request.get_path())
   tap.endpoint = state.endpoint
+  state.gate = state.endpoint and about.kept(gate)
+end
+
+
+-- What billing-events is to know of a request that token-quota did not let through.
+local function tell_about(state, tap)
+  local shared = kong.ctx.shared
+  local decision = shared.token_quota
+  if type(decision) == "table" and decision.allow == true then
+    return
+  end
+  tap.endpoint = tap.endpoint or shapes.endpoint_of(kong.request.get_path())
+  if tap.endpoint then
+    tap.about = about.about(state.gate or about.kept(shared.usage_gate))
+  end
 end
 
 
@@ -104,6 +120,7 @@ function UsageTap:access(conf)
   local shared = kong.ctx.shared
   local tap = published()
   local state = kong.ctx.plugin
+  local gate = shared.usage_gate
   shared.usage_gate = nil -- frees the body
 
   local decision = shared.token_quota
@@ -112,7 +129,7 @@ function UsageTap:access(conf)
   if made then
     ok, problem = pcall(apply, decision, state, tap)
   elseif not conf.guard then
-    infer(state, tap)
+    infer(state, tap, gate)
   end
   if not ok then
     kong.log.err("decision not applicable: ", problem)
@@ -309,6 +326,9 @@ local function finish()
   end
   if tap.ended and tap.status == 200 then -- of an answer cut short a retry is to get the whole
     publish_answer(state, tap)
+  end
+  if not tap.log then
+    tell_about(state, tap)
   end
 end
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -97,6 +99,7 @@ class LuaHost:
         bridge[b"log"] = self._on_log
         bridge[b"now"] = clock
         bridge[b"sha256"] = _sha256
+        bridge[b"base64url"] = _base64url
         bridge[b"read"] = self._read
         cjson = self._run_file("cjson.lua")
         self._host = self._run_file("kong_pdk.lua", bridge, cjson, self._run_file("headers.lua"))
@@ -338,6 +341,13 @@ def _plain(table: Any) -> Any:
 
 def _sha256(data: bytes) -> bytes:
     return sha256(data).hexdigest().encode()
+
+
+def _base64url(text: bytes) -> bytes | None:
+    try:
+        return base64.b64decode(text + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    except binascii.Error:
+        return None
 
 
 def _log(level: str, text: str) -> None:

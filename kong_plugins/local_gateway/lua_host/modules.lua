@@ -1,6 +1,6 @@
 -- The modules plugins may require, of Kong's and OpenResty's own; and the plugins' modules themselves.
--- Loaded with (bridge, cjson, request_id): bridge.sha256(bytes) as hex digits, bridge.read(name): a plugin module's source
--- and path, or nil; request_id() of the request being worked on.
+-- Loaded with (bridge, cjson, request_id): bridge.sha256(bytes) as hex digits, bridge.base64url(text): its bytes, or nil;
+-- bridge.read(name): a plugin module's source and path, or nil; request_id() of the request being worked on.
 
 local bridge, cjson, request_id = ...
 
@@ -10,6 +10,9 @@ package.preload["kong.observability.tracing.request_id"] = function()
 end
 package.preload["kong.tools.sha256"] = function()
   return { sha256_hex = function(text) return bridge.sha256(text) end }
+end
+package.preload["ngx.base64"] = function()
+  return { decode_base64url = function(text) return bridge.base64url(text) end }
 end
 package.preload["resty.lrucache"] = function()
   -- Bounded like the real one, forgetting everything when full: right for a cache, and three lines.

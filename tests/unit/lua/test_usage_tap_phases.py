@@ -142,7 +142,8 @@ def test_a_refused_request_still_has_its_table(host: LuaHost) -> None:
     request.log(tap)
     shared = request.shared_get("usage_tap")
     assert (shared["status"], shared["source"], shared["request_id"], shared["ended"]) == (401, "exit", "r1", True)
-    assert not {"log", "usage", "endpoint", "upstream_status"} & shared.keys()
+    assert not {"log", "usage", "upstream_status"} & shared.keys()
+    assert (shared["endpoint"], shared["about"]) == ("chat", {"v": 1})
 
 
 def test_log_alone_makes_the_table(host: LuaHost) -> None:
