@@ -21,7 +21,6 @@ app.add_typer(quota.app, name="quota")
 app.add_typer(collector.app, name="collector")
 app.add_typer(report.app, name="report")
 app.command()(reconcile.reconcile)
-app.command()(reconcile.reconcile)
 # A negative amount is no option.
 app.command(context_settings={"ignore_unknown_options": True})(credit.credit)
 
