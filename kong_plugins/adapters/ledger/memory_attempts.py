@@ -146,7 +146,11 @@ class Attempts:
 
     def charged(self, one: Logical, now_us: int) -> Charged | None:
         charged = self._charged.get(one.first)
-        return charged if charged is not None and now_us < charged.forgotten_us else None
+        return None if charged is None or self._over(charged, now_us) else charged
+
+    @staticmethod
+    def _over(charged: Charged, now_us: int) -> bool:
+        return now_us // 1000 > -(-charged.forgotten_us // 1000)  # the store forgets by the millisecond
 
     def charge(self, tried: Try, charged: Charged, now_us: int) -> None:
         """From now on this attempt is the one that the logical request is charged for."""
@@ -158,19 +162,24 @@ class Attempts:
 
     def conclude(self, tried: Try, stands: str, now_us: int, answer: bytes = b"") -> None:
         """The attempt has ended. One that is no longer the current one has no say in what a retry finds."""
-        if tried.logical.current == tried.hold_id and not tried.logical.dropped:
+        if self._has_a_say(tried, now_us):
             self._stand(tried, self._kept_as(tried, stands, answer, now_us), now_us)
 
     def add(self, tried: Try, stands: str, now_us: int, answer: bytes) -> None:
         """A second settlement: it may bring the answer that the first did not."""
         one = tried.logical
-        if one.current != tried.hold_id or one.dropped or not one.remembered(now_us):
+        if not self._has_a_say(tried, now_us):
             return
         was = _BETTER.get(one.stands, 0)
         if was and _BETTER.get(stands, 0) > was:
             stands = self._kept_as(tried, stands, answer, now_us)
             if _BETTER[stands] > was:
                 self._stand(tried, stands, now_us)
+
+    @staticmethod
+    def _has_a_say(tried: Try, now_us: int) -> bool:
+        one = tried.logical
+        return one.current == tried.hold_id and not one.dropped and one.remembered(now_us)
 
     def _stand(self, tried: Try, stands: str, now_us: int) -> None:
         one = tried.logical
@@ -207,5 +216,5 @@ class Attempts:
             known[:] = [one for one in known if one.remembered(now_us)]
             if not known:
                 del self._keys[path]
-        for first in [first for first, charged in self._charged.items() if now_us >= charged.forgotten_us]:
+        for first in [first for first, charged in self._charged.items() if self._over(charged, now_us)]:
             del self._charged[first]

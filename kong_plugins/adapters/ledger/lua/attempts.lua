@@ -14,13 +14,17 @@
 local ANSWER_EXTRA = 256 -- what the store itself needs for an answer, roughly: small ones shall not come for free
 local BETTER = {u = 1, l = 2, k = 3} -- what a second settlement of the same attempt may add to the first
 
+local function remembered_until(entry)
+  return entry[1] == 'r' and entry[5] + MONTH or entry[5]
+end
+
 -- The logical request a hold is for, if it is still remembered: {hash, number, the two parts of it}.
 local function logical(tag, t)
   local tries = tag .. 'tries:' .. t[1]
   local packed = redis.call('HMGET', tries, 'm', t[2])
   if not packed[2] then return nil end
   local entry = cmsgpack.unpack(packed[2])
-  if entry[3] ~= t[3] then return nil end -- forgotten, and its number is used again
+  if now >= remembered_until(entry) or entry[3] ~= t[3] then return nil end -- or forgotten, its number used again
   return {tries = tries, number = t[2], meta = cmsgpack.unpack(packed[1]), entry = entry}
 end
 

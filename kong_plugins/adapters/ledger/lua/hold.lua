@@ -43,7 +43,7 @@ local function look(suffix, fingerprint, derived, retry, most)
     local number = tonumber(all[i])
     if number then
       local entry = cmsgpack.unpack(all[i + 1])
-      if now < (entry[1] == 'r' and entry[5] + MONTH or entry[5]) then
+      if now < remembered_until(entry) then
         entries[number] = entry
         numbers[#numbers + 1] = number
       end

@@ -16,7 +16,7 @@ hold = advance(tag, member, hold)
 local t = hold.t
 if hold.s ~= 'open' and hold.s ~= 'lapsed' then
   local request = t and hold.s == 'settled' and logical(tag, t)
-  if request and request.entry[2] == hold.i and now < request.entry[5] then
+  if request and request.entry[2] == hold.i then
     local was = BETTER[request.entry[1]]
     if was and (BETTER[ARGV[9]] or 0) > was then
       local standing = kept_as(tag, encoded, t, hold.i, ARGV[9], ARGV[13], tonumber(ARGV[10]))
