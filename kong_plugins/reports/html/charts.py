@@ -84,10 +84,10 @@ def _column(n: int, column: Column, series: Sequence[Series], top: int) -> Marku
 
 
 def _round_up(value: int) -> int:
-    """The next 2, 4, 6, 10 × 10ⁿ, so that the axis has whole numbers; at least 2."""
+    """The next whole number with one digit that counts, even where half of it would not be whole; at least 2."""
     step = 1
     while True:
-        for first in (2, 4, 6, 10):
+        for first in (2, 3, 4, 5, 6, 8, 10) if step > 1 else (2, 4, 6, 8, 10):
             if first * step >= value:
                 return first * step
         step *= 10

@@ -9,7 +9,7 @@ from string import Template
 from kong_plugins.application.report import Latency, Percentiles, Report, Summary, TenantReport, Tokens, Top
 from kong_plugins.domain.double_entry import Adjustment
 from kong_plugins.domain.holds import Outcome
-from kong_plugins.domain.money import PICO_PER_MICRO, format_pico, minor_digits
+from kong_plugins.domain.money import MICRO_DIGITS, PICO_PER_MICRO, format_pico, minor_digits
 from kong_plugins.domain.usage import Evidence
 from kong_plugins.reports.html.charts import Column, Series, stacked_columns
 from kong_plugins.reports.html.markup import Markup, Part, join, tag
@@ -88,7 +88,7 @@ def _heads(report: Report) -> Markup:
 def _alarm(warnings: Sequence[str]) -> Markup | None:
     if not warnings:
         return None
-    return tag("div", tag("ul", *(tag("li", warning) for warning in warnings)), class_="alarm", role="alert")
+    return tag("div", *(tag("p", warning) for warning in warnings), class_="alarm", role="alert")
 
 
 def _timeline(report: Report) -> Markup:
@@ -139,10 +139,17 @@ def _overview(report: Report) -> Markup:
         bar = tag("span", class_="share", style=f"width:{share}%", aria_hidden="true")
         name = tag("a", tenant.tenant, href=f"#tenant-{n}")
         rows.append(
-            (join(name, bar), f"{tenant.summary.requests:,}", f"{tenant.summary.tokens.total:,}", _net(tenant.net))
+            (
+                join(name, bar),
+                f"{tenant.summary.requests:,}",
+                f"{tenant.summary.tokens.total:,}",
+                _net(tenant.net, currency),
+            )
         )
-    total = ("all", f"{report.summary.requests:,}", f"{report.summary.tokens.total:,}", _net(report.net))
-    table = _table(("tenant", "requests", "tokens", "net"), [*rows, total], None, sums=1, wide=(1,), long=True)
+    total = ("all", f"{report.summary.requests:,}", f"{report.summary.tokens.total:,}", _net(report.net, currency))
+    table = _table(
+        ("tenant", "requests", "tokens", f"net, {currency}"), [*rows, total], None, sums=1, wide=(1,), long=True
+    )
     return tag("section", tag("h2", "Tenants"), table)
 
 
@@ -178,27 +185,31 @@ def _tenant(report: Report, n: int, tenant: TenantReport) -> Markup:
 def _account(summary: Summary, adjustments: Sequence[Adjustment], net: Mapping[str, int], currency: str) -> Markup:
     """From tokens to what is owed, line by line."""
     used, charged = summary.used, summary.charged
-    rows: list[tuple[Part, ...]] = [
-        ("prompt, not cached", f"{used.prompt - used.cached:,}", _pico(charged.uncached, currency)),
-        ("prompt, cached", f"{used.cached:,}", _pico(charged.cached, currency)),
-        ("completion", f"{used.completion - used.reasoning:,}", _pico(charged.completion, currency)),
-        ("reasoning", f"{used.reasoning:,}", _pico(charged.reasoning, currency)),
+    rows: list[tuple[str, str, int | None, str]] = [
+        ("prompt, not cached", f"{used.prompt - used.cached:,}", charged.uncached, currency),
+        ("prompt, cached", f"{used.cached:,}", charged.cached, currency),
+        ("completion", f"{used.completion - used.reasoning:,}", charged.completion, currency),
+        ("reasoning", f"{used.reasoning:,}", charged.reasoning, currency),
     ]
     if charged.request:
-        rows.append(("requests", f"{summary.requests:,}", _pico(charged.request, currency)))
-    rows.append(("rounding up", "", _pico(charged.rounding, currency)))
-    rows.append(("charged", f"{used.total:,}", _micro(charged.amount, currency)))
+        rows.append(("price per request", "", charged.request, currency))
+    rows.append(("rounding up", "", charged.rounding, currency))
+    rows.append(("charged", f"{used.total:,}", charged.amount * PICO_PER_MICRO, currency))
+    if summary.unrated:
+        rows.append(("not rated, in no amount", f"{summary.unrated_tokens:,}", None, currency))
     if summary.reversals:
-        rows.append(
-            (
-                f"{summary.reversals:,} reversed",
-                f"{summary.reversed_tokens.total:,}",
-                _micro(summary.reversed_charges.amount, currency),
-            )
-        )
-    rows += [(kind, "", _micro(amount, of)) for (kind, of), amount in sorted(_by_kind(adjustments).items())]
-    rows.append(("net", f"{summary.tokens.total:,}", _net(net)))
-    return _table(("", "tokens", "amount"), rows, None, sums=1)
+        taken = summary.reversed_charges.amount * PICO_PER_MICRO
+        rows.append((f"{summary.reversals:,} reversed", f"{summary.reversed_tokens.total:,}", taken, currency))
+    for (kind, of), amount in sorted(_by_kind(adjustments).items()):
+        rows.append((kind, "", amount * PICO_PER_MICRO, of))
+    for of, owed in net.items():
+        rows.append(("net", f"{summary.tokens.total:,}" if of == currency else "", owed * PICO_PER_MICRO, of))
+    digits = max(len(format_pico(amount or 0, of).partition(".")[2]) for _, _, amount, of in rows)
+    shown = [
+        (name, tokens, "–" if amount is None else _pico(amount, of, currency, digits))
+        for name, tokens, amount, of in rows
+    ]
+    return _table(("", "tokens", f"{currency}"), shown, None, sums=len(net))
 
 
 def _by_kind(adjustments: Iterable[Adjustment]) -> dict[tuple[str, str], int]:
@@ -220,21 +231,27 @@ def _models(tenant: TenantReport, currency: str) -> Markup:
             f"{model.summary.requests:,}",
             f"{model.summary.tokens.prompt:,}",
             f"{model.summary.tokens.completion:,}",
-            "not rated" if model.summary.unrated else _micro(model.summary.charges.amount, currency),
+            f"{model.summary.tokens.total:,}",
+            _micro(model.summary.charges.amount, currency, currency) if _rated(model.summary) else "not rated",
         )
         for model in tenant.models
     ]
     return join(
         tag("h3", "Models"),
-        _table(("model", "requests", "prompt", "completion", "charged, less reversals"), rows, None, wide=(1,)),
+        _table(("model", "requests", "prompt", "completion", "tokens", currency), rows, None, wide=(1, 2, 3)),
     )
+
+
+def _rated(summary: Summary) -> bool:
+    """Any of it has a price, or nothing needs one."""
+    return bool(summary.charges.amount) or not summary.unrated
 
 
 def _requests(summary: Summary) -> Markup:
     rows: list[tuple[Part, ...]] = [
         (outcome.value, f"{summary.outcomes[outcome]:,}") for outcome in Outcome if summary.outcomes[outcome]
     ]
-    rows += [(f"of these {status}", f"{count:,}") for status, count in sorted(summary.denied.items()) if status]
+    rows += [(f"denied with {status}", f"{count:,}") for status, count in sorted(summary.denied.items()) if status]
     grades = [
         (words, f"{summary.evidence[grade]:,}") for grade, words in EVIDENCE_WORDS.items() if summary.evidence[grade]
     ]
@@ -261,8 +278,8 @@ def _seconds(found: Percentiles) -> tuple[str, ...]:
 def _tops(heading: str, what: str, tops: Sequence[Top], currency: str) -> Markup | None:
     if not tops:
         return None
-    rows = [(top.name, f"{top.requests:,}", f"{top.tokens:,}", _micro(top.amount, currency)) for top in tops]
-    return tag("div", tag("h3", heading), _table((what, "requests", "tokens", "charged"), rows, None, wide=(1,)))
+    rows = [(top.name, f"{top.requests:,}", f"{top.tokens:,}", _micro(top.amount, currency, currency)) for top in tops]
+    return tag("div", tag("h3", heading), _table((what, "requests", "tokens", currency), rows, None, wide=(1,)))
 
 
 def _adjustments(adjustments: Sequence[Adjustment]) -> Markup | None:
@@ -312,27 +329,23 @@ def _table(
     return tag("div", table, class_="scroll", tabindex="0", role="region", aria_label=caption or head[0] or "amounts")
 
 
-def _micro(amount: int, currency: str) -> Markup:
-    return _pico(amount * PICO_PER_MICRO, currency)
+def _micro(amount: int, currency: str, named: str = "") -> Markup:
+    return _pico(amount * PICO_PER_MICRO, currency, named, MICRO_DIGITS if named else 0)
 
 
-def _pico(amount: int, currency: str) -> Markup:
-    """Exact; digits beyond the currency's own in small."""
-    text = format_pico(amount, currency)
-    whole, _, decimals = text.partition(".")
-    digits = minor_digits(currency)
-    own, fine = decimals[:digits], decimals[digits:]
-    shown = f"{whole}.{own}" if own else whole
-    return join(
-        shown,
-        tag("span", f"{'' if own else '.'}{fine}" if fine else None, class_="fine") if fine else None,
-        " ",
-        currency,
-    )
+def _pico(amount: int, currency: str, named: str = "", digits_min: int = 0) -> Markup:
+    """Exact; digits beyond the currency's own in small, and as many as ``digits_min`` so that a column is even. A
+    currency that the column's head has ``named`` is not said again."""
+    whole, _, decimals = format_pico(amount, currency).partition(".")
+    decimals = decimals.ljust(digits_min, "0")
+    own, fine = decimals[: minor_digits(currency)], decimals[minor_digits(currency) :]
+    point = "." if own else ""
+    small = tag("span", f"{'' if own else '.'}{fine}", class_="fine") if fine else None
+    return join(f"{whole}{point}{own}", small, f" {currency}" if currency != named else None)
 
 
-def _net(net: Mapping[str, int]) -> Markup:
+def _net(net: Mapping[str, int], named: str = "") -> Markup:
     parts: list[Part] = []
     for currency, amount in net.items():
-        parts += [", " if parts else None, _micro(amount, currency)]
+        parts += [", " if parts else None, _micro(amount, currency, named)]
     return join(*parts)
