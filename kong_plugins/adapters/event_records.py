@@ -24,6 +24,7 @@ AdjustmentKinds = Literal["credit", "refund", "correction"]
 # What every store of ours can hold; ClickHouse's DateTime64 and Arrow's nanoseconds end before the year 2300.
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST = datetime(2250, 1, 1, tzinfo=UTC)
+_INT64 = range(-(2**63), 2**63)
 
 
 class NotAnEvent(ValueError):  # noqa: N818 - what it is, not an accident
@@ -175,10 +176,30 @@ def read_entry(entry: OutboxEntry) -> Event:
         NotAnEvent: as :func:`read_event`; or its id is not the one that the outbox knows it by.
     """
     event = read_event(entry.event)
-    # Bytes that were no UTF-8 are lone surrogates in the outbox's id, and replaced in the event.
-    if event.id != entry.event_id and event.id != entry.event_id.encode("utf-8", "replace").decode():
+    if event.id != entry.event_id and event.id != _clean(entry.event_id):
         raise NotAnEvent(f"the outbox names it {entry.event_id!r}, the event itself {event.id!r}")
     return event
+
+
+def read_posted(entry: OutboxEntry) -> dict[str, int]:
+    """What the ledger posted of an entry: units by line key.
+
+    Raises:
+        NotAnEvent: a posting is beyond 64 bits.
+    """
+    posted: dict[str, int] = {}
+    for line, units in entry.posted:
+        key = line if line.isascii() else _clean(line)
+        posted[key] = posted.get(key, 0) + units
+        if posted[key] not in _INT64:
+            raise NotAnEvent(f"{posted[key]} units posted to {key!r} are beyond 64 bits")
+    return posted
+
+
+def _clean(text: str) -> str:
+    """Bytes that were no UTF-8 are lone surrogates in what the ledger tells, and replaced in events: no store and no
+    reader of ours has to accept them."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _why_not(event: bytes, error: Exception) -> str:

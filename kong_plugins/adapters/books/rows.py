@@ -13,6 +13,7 @@ from kong_plugins.adapters.event_records import (
     RequestEvent,
     ReversalEvent,
     read_entry,
+    read_posted,
 )
 from kong_plugins.application.ports import OutboxEntry, Rejected
 
@@ -29,8 +30,6 @@ COLUMNS = (
 
 Row = tuple[Any, ...]
 """Values by :data:`COLUMNS`. ``time``: epoch milliseconds; maps: lists of pairs."""
-
-_INT64 = range(-(2**63), 2**63)
 
 
 def rows_of(entries: Sequence[OutboxEntry]) -> tuple[list[Row], list[Rejected]]:
@@ -51,15 +50,12 @@ def row_of(entry: OutboxEntry) -> Row:
     """The event's row; counts of a reversal negative.
 
     Raises:
-        NotAnEvent: as ``read_entry``; or a posting is beyond 64 bits.
+        NotAnEvent: as ``read_entry`` and ``read_posted``.
     """
     event = read_entry(entry)
-    posted = dict(entry.posted)
-    if any(units not in _INT64 for units in posted.values()):
-        raise NotAnEvent("a posting is beyond 64 bits")
     since = event.time - EARLIEST
     time_ms = since.days * 86_400_000 + since.seconds * 1000 + since.microseconds // 1000
-    return _SHAPES[type(event)](event, time_ms, list(posted.items()))
+    return _SHAPES[type(event)](event, time_ms, list(read_posted(entry).items()))
 
 
 def _request(event: RequestEvent, time_ms: int, posted: list[tuple[str, int]]) -> Row:

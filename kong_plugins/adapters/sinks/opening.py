@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -9,6 +10,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from kong_plugins.application.ports import Sink
 
 Options = dict[str, str]
+MB = 1_000_000
 
 FORMS = (
     "duckdb:///path/books.duckdb, jsonl:///directory?rotate_mb=256&rotate=daily, clickhouse://user@host:8123/database,"
@@ -44,12 +46,53 @@ def _path(parts: SplitResult) -> Path:
     return Path(unquote(parts.path))
 
 
-def _duckdb(parts: SplitResult, _options: Options) -> Sink:
-    from kong_plugins.adapters.sinks.duckdb_sink import DuckDBSink
+def _duckdb(parts: SplitResult, options: Options) -> Sink:
+    from kong_plugins.adapters.sinks.duckdb_sink import WAIT_S, DuckDBSink
 
-    return DuckDBSink(_path(parts))
+    return DuckDBSink(_path(parts), wait_s=seconds(options, "wait_s", WAIT_S))
+
+
+def _jsonl(parts: SplitResult, options: Options) -> Sink:
+    from kong_plugins.adapters.sinks.jsonl_sink import JsonLinesSink
+
+    rotate = options.pop("rotate", None)
+    if rotate not in {None, "daily"}:
+        raise ValueError(f"rotate is 'daily' or left out, not {rotate!r}")
+    rotate_mb = options.pop("rotate_mb", None)
+    rotate_bytes = None if rotate_mb is None else whole_number("rotate_mb", rotate_mb) * MB
+    return JsonLinesSink(_path(parts), rotate_bytes=rotate_bytes, daily=rotate == "daily")
+
+
+def whole_number(name: str, text: str) -> int:
+    """Of an option.
+
+    Raises:
+        ValueError: it is none, or below one.
+    """
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise ValueError(f"{name} is a whole number from 1, not {text!r}")
+    return int(text)
+
+
+def seconds(options: Options, name: str, default: float) -> float:
+    """Take an option's value.
+
+    Raises:
+        ValueError: it is no number above zero.
+    """
+    text = options.pop(name, None)
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is a number of seconds above 0, not {text!r}")
+    return value
 
 
 _OPENERS: dict[str, Callable[[SplitResult, Options], Sink]] = {
     "duckdb": _duckdb,
+    "jsonl": _jsonl,
 }
