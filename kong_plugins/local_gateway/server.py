@@ -266,10 +266,9 @@ class ClientConnection(asyncio.Protocol):
             return
         self.gone = True
         if self._task is not None:
+            # The access phase goes on to its end, as in nginx: what it held for the request, the log phase settles.
             if self.flow is not None:
                 self.flow.client_gone()
-            else:
-                self._task.cancel()
         elif self._transport is not None:
             self._transport.close()
 
