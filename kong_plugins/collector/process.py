@@ -46,6 +46,7 @@ class Collector:
         keep_s: float = 0.0,
         silent_s: float = SILENT_S,
         jobs: Sequence[PeriodicJob] = (),
+        queue: type[GroupQueue] = GroupQueue,
     ) -> None:
         self.consumer = consumer_name()
         self._outbox = outbox
@@ -67,9 +68,9 @@ class Collector:
         progress: dict[str, Progress] = {}
         self.metrics = Metrics(progress, lambda: self._status)
         for sink in sinks:
-            queue = GroupQueue(outbox.calls, sink.name, self.consumer, silent_s=silent_s)
+            place = queue(outbox.calls, sink.name, self.consumer, silent_s=silent_s)
             observe = partial(self.metrics.observe_write, sink.name)
-            delivery = Delivery(sink.name, queue, sink.open, pace, observe)
+            delivery = Delivery(sink.name, place, sink.open, pace, observe)
             progress[sink.name] = delivery.progress
             self._deliveries.append(delivery)
         self.progress = progress

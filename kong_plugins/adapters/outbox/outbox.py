@@ -95,8 +95,8 @@ class Outbox:
         return sum(self.calls.scripts([Call("trim", (outbox_key(each),), (keep_ms,)) for each in range(PARTITIONS)]))
 
     def tidy(self, sink: str, consumer: str, *, after_s: float = TIDY_AFTER_S, leave: bool = False) -> int:
-        """Remove a sink's consumers that have said nothing for ``after_s`` and hold nothing. ``consumer`` asks: it stays,
-        unless it is about to ``leave``. Returns how many went, over all partitions."""
+        """Remove a sink's consumers that have said nothing for ``after_s`` and hold nothing. ``consumer`` asks, and
+        stays unless it is about to ``leave``. Returns how many went, over all partitions."""
         args = (sink, int(1000 * after_s), consumer, "1" if leave else "0")
         return sum(self.calls.scripts([Call("tidy", (outbox_key(each),), args) for each in range(PARTITIONS)]))
 
