@@ -19,6 +19,7 @@ CACHED_TOKENS = "vllm:prefix_cache_hits_total"
 REQUESTS = "vllm:request_success_total"
 RUNNING = "vllm:num_requests_running"
 PROCESS_BORN = "process_start_time_seconds"
+_READ = {PROMPT_TOKENS, PROMPT_TOKENS_BORN, GENERATION_TOKENS, CACHED_TOKENS, REQUESTS, RUNNING}
 TIMEOUT_S = 5.0
 SECOND_US = 1_000_000
 
@@ -54,20 +55,18 @@ def parse_scrapes(page: str, engine: str, at_us: int) -> list[Scrape]:
     for name, labels, value in _samples(page):
         if name == PROCESS_BORN:
             process_born = value
-        elif name.startswith("vllm:") and "model_name" in labels:
-            key = labels["model_name"], labels.get("engine", "0")
+        elif name in _READ:
+            key = labels.get("model_name", ""), labels.get("engine", "0")
             if name == REQUESTS:
                 reason = labels.get("finished_reason", "")
                 finished[key][reason] = finished[key].get(reason, 0) + int(value)
             else:
                 found[key][name] = found[key].get(name, 0.0) + value
+    for needed in (PROMPT_TOKENS, GENERATION_TOKENS):
+        if not any(needed in values for values in found.values()):
+            raise EngineMetricsError(f"the engine's metrics page has no {needed}: is this a vLLM server's /metrics?")
     scrapes = []
     for (model, rank), values in found.items():
-        if PROMPT_TOKENS not in values and GENERATION_TOKENS not in values:
-            continue  # a gauge of something else
-        for needed in (PROMPT_TOKENS, GENERATION_TOKENS):
-            if needed not in values:
-                raise _no_counter(needed)
         life, born_us = _life(engine, rank, values.get(PROMPT_TOKENS_BORN), process_born)
         scrapes.append(
             Scrape(
@@ -77,15 +76,13 @@ def parse_scrapes(page: str, engine: str, at_us: int) -> list[Scrape]:
                 life=life,
                 at_us=at_us,
                 born_us=born_us,
-                prompt=int(values[PROMPT_TOKENS]),
-                completion=int(values[GENERATION_TOKENS]),
+                prompt=int(values.get(PROMPT_TOKENS, 0)),
+                completion=int(values.get(GENERATION_TOKENS, 0)),
                 cached=int(values.get(CACHED_TOKENS, 0)),
                 finished=finished[model, rank],
                 running=int(values.get(RUNNING, 0)),
             )
         )
-    if not scrapes:
-        raise _no_counter(PROMPT_TOKENS)
     return scrapes
 
 
@@ -177,10 +174,6 @@ def _samples(page: str) -> Iterator[tuple[str, _Labels, float]]:
                 yield sample.name, sample.labels, sample.value
     except (ValueError, IndexError, KeyError) as error:  # what the parser raises on other text
         raise EngineMetricsError(f"not a metrics page: {error}") from error
-
-
-def _no_counter(name: str) -> EngineMetricsError:
-    return EngineMetricsError(f"the engine's metrics page has no {name}: is this a vLLM server's /metrics?")
 
 
 def _fetch(engine_root: str) -> str:
