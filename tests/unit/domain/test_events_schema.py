@@ -16,8 +16,8 @@ from jsonschema import Draft202012Validator, ValidationError
 from kong_plugins.adapters.event_schemas import KINDS, schema_text, schemas
 from kong_plugins.domain.demand import Endpoint
 from kong_plugins.domain.events import (
-    Admitted,
     AdjustmentKind,
+    Admitted,
     Ending,
     adjustment_event,
     billing_event,
