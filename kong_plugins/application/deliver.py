@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -47,6 +48,10 @@ class Queue(Protocol):
     def take(self, count: int) -> Batch:
         """About ``count`` entries, nothing when there are none. Only when nothing taken before is still in hand."""
 
+    def take_ahead(self, count: int) -> Batch:
+        """About ``count`` new entries while a batch is in hand, from another thread; nothing when there are none, or
+        when others are to go before them."""
+
     def acknowledge(self, entries: Sequence[OutboxEntry]) -> None:
         """The sink has them. Doing it again changes nothing."""
 
@@ -82,8 +87,8 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """``batch``: about how many entries are written at once, and all that is held in memory. ``linger_s``: how long to
-    wait after a batch that was not full, so that the next is larger."""
+    """``batch``: about how many entries are written at once; twice as many are held in memory, for the next are read
+    meanwhile. ``linger_s``: how long to wait after a batch that was not full, so that the next is larger."""
 
     batch: int = 5000
     linger_s: float = 0.2
@@ -103,7 +108,8 @@ class _Owed:
 
 
 class Delivery:
-    """Moves entries from ``queue`` to the sink that ``open_sink`` opens, one batch at a time. For one thread.
+    """Moves entries from ``queue`` to the sink that ``open_sink`` opens, one batch at a time. For one thread, beside
+    which it has one that reads ahead: the ledger's work and the sink's take each other's time otherwise.
 
     ``observe`` hears of each write: entries, seconds.
     """
@@ -125,6 +131,8 @@ class Delivery:
         self._sink: Sink | None = None
         self._owed = _Owed()
         self._back_off_s = 0.0  # the last pause after a failure; 0 after a success
+        self._reader: ThreadPoolExecutor | None = None
+        self._ahead: Future[Batch] | None = None
 
     def run(self, wait: Callable[[float], bool]) -> None:
         """Until ``wait`` says False: that the process ends. A batch that was begun is written and acknowledged."""
@@ -138,7 +146,7 @@ class Delivery:
         """Take one batch, write it, acknowledge it. Returns the seconds to wait before the next."""
         try:
             self._pay()
-            batch = self._queue.take(PROBE if self._back_off_s else self._pace.batch)
+            batch = self._next()
         except LedgerUnavailable as error:
             return self._failed(State.NO_LEDGER, f"the ledger is out of reach: {error}")
         if not batch.entries:
@@ -148,6 +156,8 @@ class Delivery:
         self.progress.read += len(batch.entries)
         if batch.again:
             self.progress.redelivered += len(batch.entries)
+        if not batch.again and self._is_full(batch):
+            self._read_ahead()
         pause_s = self._deliver(batch)
         try:
             self._pay()
@@ -159,10 +169,33 @@ class Delivery:
         """What is owed to the ledger is tried once more; what it does not hear of is delivered again."""
         try:
             self._pay()
+            self._give_back()
         except LedgerUnavailable as error:
             _log.warning("%s: the last batch was not acknowledged and will be delivered again: %s", self.name, error)
         self._close_sink()
+        if self._reader is not None:
+            self._reader.shutdown()
         self.progress.state = State.STOPPED
+
+    def _next(self) -> Batch:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and (batch := ahead.result()).entries:
+            return batch
+        return self._queue.take(PROBE if self._back_off_s else self._pace.batch)
+
+    def _read_ahead(self) -> None:
+        if self._reader is None:
+            self._reader = ThreadPoolExecutor(1, thread_name_prefix=f"ahead of {self.name}")
+        self._ahead = self._reader.submit(self._queue.take_ahead, self._pace.batch)
+
+    def _give_back(self) -> None:
+        """What was read ahead is not going to be written now."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and (batch := ahead.result()).entries:
+            self._queue.release(batch.entries, counted=False)
+
+    def _is_full(self, batch: Batch) -> bool:
+        return len(batch.entries) * 2 > self._pace.batch
 
     def _close_sink(self) -> None:
         sink, self._sink = self._sink, None
@@ -204,7 +237,7 @@ class Delivery:
         self.progress.rejected += len(rejected)
         for each in rejected:
             _log.warning("%s: %s goes to the dead letters: %s", self.name, each.entry.event_id, each.reason)
-        return 0.0 if batch.again or len(entries) * 2 > self._pace.batch else self._pace.linger_s
+        return 0.0 if batch.again or self._is_full(batch) else self._pace.linger_s
 
     def _pay(self) -> None:
         owed = self._owed
@@ -218,6 +251,7 @@ class Delivery:
             self._queue.bury(owed.rejected)
             owed.rejected = ()
         if owed.released:
+            self._give_back()
             self._queue.release(owed.released, counted=owed.counted)
             owed.released = ()
 

@@ -1,6 +1,6 @@
 """How fast the collector is: `python -m tests.bench.collector --sink duckdb --events 200000`.
 
-Fills the outbox of a real Valkey (append-only file on) with events as token-quota writes them, has one collector process
+Fills the outbox of a real Valkey (append-only file on) with events as token-quota writes them, has one collector
 drain it, then keeps a steady rate going while it collects. All on this machine: Valkey, collector and sink share its
 cores, and this process fills.
 """

@@ -33,26 +33,33 @@ def die() -> None:
 
 
 class DyingQueue(GroupQueue):
-    """Dies after taking, or in the middle of acknowledging, its second batch."""
+    """Dies after taking its third batch, or in the middle of acknowledging its second."""
 
     step = ""
-    batches = 0
+    taken = 0
+    acknowledged = 0
 
     def take(self, count: int) -> Batch:
-        batch = super().take(count)
-        self.batches += bool(batch.entries)
-        if self.step == "taken" and self.batches == DIE_IN_BATCH and batch.entries:
-            die()
-        return batch
+        return self._counted(super().take(count))
+
+    def take_ahead(self, count: int) -> Batch:
+        return self._counted(super().take_ahead(count))
 
     def acknowledge(self, entries: Sequence[OutboxEntry]) -> None:
-        last = self.batches == DIE_IN_BATCH
+        self.acknowledged += 1
+        last = self.acknowledged == DIE_IN_BATCH
         if last and self.step == "acknowledging":
             super().acknowledge(entries[: len(entries) // 2])
             die()
         super().acknowledge(entries)
         if last and self.step == "acknowledged":
             die()
+
+    def _counted(self, batch: Batch) -> Batch:
+        self.taken += bool(batch.entries)
+        if self.step == "taken" and self.taken > DIE_IN_BATCH:
+            die()
+        return batch
 
 
 class DyingLines(Lines):

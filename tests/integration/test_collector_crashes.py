@@ -83,7 +83,7 @@ def succeed(outbox: Outbox, path: Path) -> Delivery:
 def test_a_collector_killed_at_any_step_loses_nothing(
     step: str, victim: Callable[..., subprocess.Popen[str]], valkey: EmbeddedValkey, outbox: Outbox, tmp_path: Path
 ) -> None:
-    """Each event is in the sink, the dead letters are empty, and only a batch in flight came twice."""
+    """Each event is in the sink, the dead letters are empty, and only what was in flight came twice."""
     ids = fill(valkey.url, EVENTS)
     killed = victim("--die", step)
     assert killed.wait(30) == -signal.SIGKILL
@@ -94,10 +94,11 @@ def test_a_collector_killed_at_any_step_loses_nothing(
     after = lines_in(tmp_path / "lines")
     assert set(after) == set(ids)
     repeats = len(after) - len(ids)
-    in_flight = successor.progress.redelivered
-    assert repeats <= in_flight
-    assert (repeats == 0) == (step in {"taken", "acknowledged"})
-    assert (in_flight == 0) == (step == "acknowledged")
+    assert repeats <= successor.progress.redelivered
+    if step in {"half", "written", "acknowledging"}:
+        assert repeats > 0
+    if step == "acknowledged":
+        assert repeats == 0
     assert standing(outbox).dead == 0
 
 

@@ -20,6 +20,8 @@ from kong_plugins.adapters.ledger.connections import Argument, Command, Script, 
 from kong_plugins.application.ports import LedgerUnavailable
 from kong_plugins.domain.partitions import hash_tag
 
+RELEASED = "released"  # a consumer that nobody is: whoever comes next may have its entries at once
+
 
 @dataclass(frozen=True, slots=True)
 class Call:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kong_plugins.adapters.ledger.connect import open_client
-from kong_plugins.adapters.outbox.calls import Call, Calls, dead_count_key, dead_key, outbox_key
+from kong_plugins.adapters.outbox.calls import RELEASED, Call, Calls, dead_count_key, dead_key, outbox_key
 from kong_plugins.adapters.outbox.entries import by_partition, read_entry, text
 from kong_plugins.application.ports import OutboxEntry
 from kong_plugins.domain.partitions import PARTITIONS
@@ -72,7 +72,7 @@ class Outbox:
     def status(self) -> tuple[SinkStatus, ...]:
         """Every sink that has a group or dead letters, by name."""
         answers = self.calls.scripts(
-            [Call("status", (outbox_key(each), dead_count_key(each)), ()) for each in range(PARTITIONS)]
+            [Call("status", (outbox_key(each), dead_count_key(each)), (RELEASED,)) for each in range(PARTITIONS)]
         )
         sums: dict[str, list[int]] = {}
         for _, groups, dead in answers:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kong_plugins.adapters.outbox.calls import Call, Calls, dead_count_key, dead_key, outbox_key
+from kong_plugins.adapters.outbox.calls import RELEASED, Call, Calls, dead_count_key, dead_key, outbox_key
 from kong_plugins.adapters.outbox.entries import by_partition, read_entry, text
 from kong_plugins.application.deliver import NOTHING, Batch
 from kong_plugins.application.ports import LedgerUnavailable, OutboxEntry, Rejected
@@ -22,7 +22,6 @@ CALL_ENTRIES = 128  # a script's answer stays small: measured 9 µs an entry, 25
 IDS_MAX = 1000  # arguments that Lua unpacks at once
 BATCH_BYTES_MAX = 32 * 1024 * 1024
 REASON_CHARS_MAX = 2000
-RELEASED = "released"  # a consumer that nobody is: whoever comes next may have its entries at once
 
 
 def consumer_name() -> str:
@@ -31,7 +30,7 @@ def consumer_name() -> str:
 
 
 class GroupQueue:
-    """``Queue`` over a consumer group of every partition. For one thread.
+    """``Queue`` over a consumer group of every partition. For one thread, and one that takes ahead.
 
     ``silent_s``: how long a consumer may say nothing before its entries are taken over. One on this host whose process
     is gone is found at once. After a failure of the ledger, what it handed out unheard is taken over from ourselves.
@@ -63,10 +62,17 @@ class GroupQueue:
             if batch.entries:
                 return batch
             self._claim_at = self._clock() + self._claim_every_s
+        return self._new(count)
+
+    def take_ahead(self, count: int) -> Batch:
+        """Nothing when it is time to look for what was left behind: that cannot be told from what is in hand."""
+        return NOTHING if self._clock() >= self._claim_at else self._new(count)
+
+    def _new(self, count: int) -> Batch:
         try:
             return Batch(self._read(count))
         except LedgerUnavailable:
-            self._claim_at = 0.0
+            self._claim_at = 0.0  # it may have had effect: then it is pending, and ours
             raise
 
     def acknowledge(self, entries: Sequence[OutboxEntry]) -> None:

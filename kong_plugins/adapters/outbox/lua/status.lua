@@ -1,5 +1,6 @@
 -- Where each group stands.
 -- KEYS  1 the partition's outbox, 2 how many dead letters each sink has
+-- ARGV  1 the consumer that nobody is: what it has waits
 -- Returns msgpack {entries in the stream, {{group, pending, not yet delivered, milliseconds since the oldest
 --       unacknowledged was written or -1, milliseconds since a consumer was heard of or -1, consumers}...},
 --       {sink, dead letters, ...}}.
@@ -28,7 +29,11 @@ for i, info in ipairs(groups) do
   end
   local heard = -1
   for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], group)) do
-    if heard < 0 or consumer[6] < heard then heard = consumer[6] end
+    if consumer[2] == ARGV[1] then
+      pending, lag = pending - consumer[4], lag + consumer[4]
+    elseif heard < 0 or consumer[6] < heard then
+      heard = consumer[6]
+    end
   end
   found[i] = {group, pending, lag, oldest, heard, about['consumers']}
 end
