@@ -65,12 +65,13 @@ def open_books(path: str | Path, *, read_only: bool, wait_s: float = WAIT_S) -> 
         if read_only:
             _check_current(connection)
         else:
+            _flush_log(path)
             schema.migrate(connection)
         connection.execute("SET TimeZone = 'UTC'")
     except schema.WrongSchema as wrong:
         connection.close()
         raise BooksUnavailable(f"{path} {wrong}") from None
-    except duckdb.Error as error:
+    except (duckdb.Error, OSError) as error:
         connection.close()
         raise BooksUnavailable(f"cannot read the books {path}: {_first_line(error)}") from error
     return connection
@@ -142,8 +143,21 @@ def _create(path: Path) -> None:
         if not path.exists():
             raise BooksUnavailable(f"cannot make the books {path}: {path.parent} is no directory") from None
         # else somebody else made them at the same time
-    except (OSError, duckdb.Error) as error:
+    except (OSError, duckdb.Error, BooksUnavailable) as error:
         raise BooksUnavailable(f"cannot make the books {path}: {_first_line(error)}") from error
+
+
+def _flush_log(path: Path) -> None:
+    """A writer that was killed may have left rows in its log that never reached the disk. They count from now on: who
+    finds them there writes them no more."""
+    try:
+        log = os.open(f"{path}.wal", os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        os.fsync(log)
+    finally:
+        os.close(log)
 
 
 def _check_current(connection: duckdb.DuckDBPyConnection) -> None:
