@@ -29,7 +29,7 @@ BATCH = 100  # between two removals: as many are posted again, unchanged, when t
 PROBE_AFTER = 3  # failures of the first in line before those behind it are tried
 PROBES = 3
 DEFER_FIRST_S = 2.0
-DEFER_MAX_S = 300.0
+DEFER_MAX_S = 600.0
 FAILURES_MAX = 12  # with these pauses half an hour: longer than a failover, or a cluster's one missing node
 
 
