@@ -138,8 +138,9 @@ class Settlement:
 
     For a hold with an attempt: ``outcome`` tells whether a retry may run again; ``answer`` is the whole answer for
     retries, opaque to the ledger, with ``kept`` saying what became of it; ``reversal`` is the reversal event of
-    ``event``, appended when, now or later, this attempt turns out not to be the one that is charged. A settlement that
-    finds the hold settled already still hands in its answer, where none is kept yet.
+    ``event``, appended when, now or later, this attempt turns out not to be the one that is charged (without one it
+    stays charged: counters and books shall not part). A settlement that finds the hold settled already still hands in
+    its answer, where none is kept yet.
 
     Raises:
         ValueError: more tokens than any request can have used.

@@ -46,7 +46,7 @@ if t and costs then
   replaced = charged and charged[2] <= tokens and charged[4] ~= ''
 end
 local cheaper = charged and charged[2] > tokens and reversal ~= ''
-local mine = {hold.i, tokens, ARGV[11], reversal, {}}
+local mine = t and {hold.i, tokens, ARGV[11], reversal, {}}
 
 for i, line in ipairs(hold.b) do
   local amount = posted[i][2]
@@ -56,7 +56,7 @@ for i, line in ipairs(hold.b) do
   local used = math.min(now, hold.l)
   if hold.s == 'open' then n.h = n.h - line[6] end
   local counts = not cheaper and post(n, amount, used)
-  if t then
+  if mine then
     mine[5][i] = {counts and line[1], line[2], n.kind, n.a, n.b, amount, n.kind == 'b' and now or used, limit}
   end
   write(n, limit, 0,
