@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kong_plugins.cli import collector, credit, quota, reconcile, report
+from kong_plugins.cli import collector, credit, quota, reconcile, report, spool
 from kong_plugins.cli.stack import Gateway, StackOptions, default_config, default_data_dir
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(quota.app, name="quota")
+app.add_typer(spool.app, name="spool")
 app.add_typer(collector.app, name="collector")
 app.add_typer(report.app, name="report")
 app.command()(reconcile.reconcile)
