@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from rich.console import Console
 from rich.live import Live
@@ -22,6 +23,7 @@ from kong_plugins.adapters.sinks import open_sink
 from kong_plugins.application.deliver import Pace
 from kong_plugins.application.ports import LedgerUnavailable, Sink
 from kong_plugins.collector.access import read_tokens
+from kong_plugins.collector.periodic import PeriodicJob
 from kong_plugins.collector.process import Collector, NamedSink
 from kong_plugins.collector.sink_names import name_and_url
 from kong_plugins.collector.terminal import Rates, line, table
@@ -98,7 +100,7 @@ def _start(
     ledger = connect_ledger(options.ledger_url, timeout_s=LEDGER_TIMEOUT_S)
     resources.callback(ledger.close)
     pace = Pace(options.batch, options.linger_s)
-    collector = Collector(outbox, ledger, sinks, pace=pace, keep_s=options.keep_s)
+    collector = Collector(outbox, ledger, sinks, pace=pace, keep_s=options.keep_s, jobs=_jobs(options))
     if options.listen is not None:
         from kong_plugins.collector.http_app import make_app
         from kong_plugins.collector.http_server import HttpServer, bind
@@ -123,6 +125,22 @@ def _start(
         console.print(f"sink        {sink.name}", markup=False, soft_wrap=True)
     collector.start()
     return collector
+
+
+def _jobs(options: RunOptions) -> list[PeriodicJob]:
+    """The engines' counters go into the first of the given books.
+
+    Raises:
+        ValueError: an engine's address is none, or there are no books.
+    """
+    if not options.engines:
+        return []
+    from kong_plugins.collector.engine_job import EngineJob
+
+    books = next((urlsplit(url).path for url in options.sinks if urlsplit(url).scheme == "duckdb"), None)
+    if books is None:
+        raise ValueError("--engine keeps its counters in the books: add --sink duckdb:///path/books.duckdb")
+    return [EngineJob(options.engines, Path(unquote(books))).every()]
 
 
 def _wait(collector: Collector, options: RunOptions, stop: threading.Event, console: Console) -> int:

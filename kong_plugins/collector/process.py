@@ -34,7 +34,7 @@ class NamedSink:
 
 class Collector:
     """Runs from :meth:`start` to :meth:`stop`. ``keep_s``: how long entries stay that every sink has. ``jobs``: further
-    periodic work."""
+    periodic work, which may take its time."""
 
     def __init__(
         self,
@@ -62,8 +62,8 @@ class Collector:
             PeriodicJob("status and trim", KEEP_HOUSE_EVERY_S, self._keep_house),
             PeriodicJob("expire holds", EXPIRE_EVERY_S, self._expire),
             PeriodicJob("tidy consumers", TIDY_EVERY_S, self._tidy),
-            *jobs,
         )
+        self._others = tuple(jobs)
         self._deliveries: list[Delivery] = []
         progress: dict[str, Progress] = {}
         self.metrics = Metrics(progress, lambda: self._status)
@@ -78,7 +78,9 @@ class Collector:
 
     def start(self) -> None:
         """Returns at once; waits for the ledger, where it is away, in the background."""
-        runs: list[tuple[str, Callable[[], None]]] = [("housekeeping", self._run_jobs)]
+        runs: list[tuple[str, Callable[[], None]]] = [("housekeeping", partial(self._run_jobs, self._jobs))]
+        if self._others:
+            runs.append(("other jobs", partial(self._run_jobs, self._others)))
         runs += [(f"sink {each.name}", partial(each.run, self._wait)) for each in self._deliveries]
 
         def after_registering(run: Callable[[], None]) -> None:
@@ -161,8 +163,8 @@ class Collector:
             else:
                 return
 
-    def _run_jobs(self) -> None:
-        run_periodically(self._jobs, self._wait, self.metrics.count_failure)
+    def _run_jobs(self, jobs: Sequence[PeriodicJob]) -> None:
+        run_periodically(jobs, self._wait, self.metrics.count_failure)
 
     def _keep_house(self) -> None:
         self.metrics.count_trimmed(self._outbox.trim(self._keep_s))
