@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import monotonic
 
 from kong_plugins.application.ports import Background, Ledger, LedgerUnavailable
 from kong_plugins.domain.attempts import Attempt, Earlier, Standing
@@ -18,6 +19,7 @@ _log = logging.getLogger(__name__)
 
 RELEASE_FIRST_S = 0.25
 RELEASE_MAX_S = 15.0
+RELEASE_AGAIN_S = 1.0  # after the store has answered: by then it has read whatever came before
 # A client that gives up and tries again is often back before its first attempt has settled: a few looks within 300 ms.
 RUNNING_PAUSES_S = (0.02, 0.04, 0.08, 0.15)
 
@@ -195,14 +197,23 @@ class Admission:
 
         self._tightens.submit(tighten)
 
-    def _empty(self, tenant: str, hold_id: str, amounts: Sequence[tuple[str, int]]) -> None:
+    def _empty(
+        self, tenant: str, hold_id: str, amounts: Sequence[tuple[str, int]], not_before_s: float | None = None
+    ) -> None:
+        """A hold that is not there may be on its way yet: a store that stalls reads what was given up after what came
+        later on another connection. So it is looked for once more (``not_before_s``, monotonic)."""
+        if not_before_s is not None and (left_s := not_before_s - monotonic()) > 0:
+            self._releases.pause(left_s)
         pause_s = RELEASE_FIRST_S
         while True:
             try:
-                self._ledger.tighten(tenant, hold_id, amounts)
+                emptied = self._ledger.tighten(tenant, hold_id, amounts)
             except LedgerUnavailable:
                 if not self._releases.pause(pause_s):
                     return
                 pause_s = min(2 * pause_s, RELEASE_MAX_S)
             else:
-                return
+                break
+        if not emptied and not_before_s is None:
+            again_s = monotonic() + RELEASE_AGAIN_S
+            self._releases.submit(lambda: self._empty(tenant, hold_id, amounts, again_s))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+import gevent
 import msgpack
 
 from kong_plugins.adapters.ledger import MemoryLedger
@@ -114,12 +115,17 @@ class SwitchableLedger(MemoryLedger):
         super().__init__(clock)
         self.cut = False
         self.lose_replies = False
+        self.arriving: list[gevent.Greenlet] = []
+        self.late_s: float | None = None  # holds take effect so much later, when nobody waits for them any more
         self.refuses: set[str] = set()  # ids of holds whose settlement it answers with an error
         self.holds: list[HoldRequest] = []
 
     def hold(self, request: HoldRequest) -> HoldOutcome:
         self._line()
         self.holds.append(request)
+        if self.late_s is not None:
+            self.arriving.append(gevent.spawn_later(self.late_s, super().hold, request))
+            self._line(True)
         outcome = super().hold(request)
         self._line(self.lose_replies)
         return outcome

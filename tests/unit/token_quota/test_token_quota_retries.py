@@ -211,6 +211,21 @@ def test_a_lost_reply_does_not_lock_its_key(monkeypatch: pytest.MonkeyPatch) -> 
     assert bench.access(idempotency_key="k").decision["allow"] is True
 
 
+def test_a_hold_that_arrives_late_does_not_lock_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stalled store reads the hold after the word that it is given up: it is emptied all the same."""
+    no_pause(monkeypatch)
+    monkeypatch.setattr("kong_plugins.application.admit.RELEASE_AGAIN_S", 0.2)
+    bench = Bench(**ROOMY)
+    bench.ledger.late_s = 0.05
+    assert bench.access(idempotency_key="k").status == 503
+    bench.ledger.late_s = None
+    gevent.joinall(bench.ledger.arriving)
+    assert bench.held() > 0
+    assert bench.parts.releases.join(timeout_s=5)
+    assert bench.held() == 0
+    assert bench.access(idempotency_key="k").decision["allow"] is True
+
+
 def test_the_clients_key_is_nowhere(caplog: pytest.LogCaptureFixture) -> None:
     """Not in what the ledger gets, not in decisions, answers, events or logs."""
     caplog.set_level("DEBUG")
