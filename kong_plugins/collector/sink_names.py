@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,199}")
 RESERVED = frozenset({"released"})
@@ -27,4 +27,4 @@ def name_and_url(url: str) -> tuple[str, str]:
             f"{name!r} does not do as a sink's name: give it one of letters, digits and . _ : / @ + - with ?name=…"
         )
     rest = urlencode([(option, value) for option, value in options if option != "name"])
-    return name, urlunsplit(parts._replace(query=rest)) if given else url
+    return name, f"{parts.scheme}://{parts.netloc}{parts.path}{'?' + rest if rest else ''}" if given else url
