@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -88,6 +91,21 @@ def spool(tmp_path: Path) -> Path:
     return tmp_path / "spool"
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def scrape(port: int) -> dict[str, float]:
+    """The process's own metrics, without the ledger's label."""
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    values = (line.rsplit(" ", 1) for line in lines if line.startswith("token_quota"))
+    return {re.sub(r'ledger="[^"]*",?', "", name).replace("{}", ""): float(value) for name, value in values}
+
+
 def hold(server: EmbeddedValkey, count: int) -> None:
     ledger = connect_ledger(server.url, timeout_s=5, concurrency=Threads())
     line = Line("daily", FixedWindow(Unit.MONTH), TOTAL, 10_000_000, 200)
@@ -164,13 +182,21 @@ def test_a_process_killed_while_it_replays_posts_nothing_twice(server: EmbeddedV
     assert (committed, held) == (charge(300), 0)
 
 
-def test_an_end_in_an_outage_leaves_everything_for_the_next(server: EmbeddedValkey, spool: Path) -> None:
+def test_an_end_in_an_outage_leaves_everything_for_the_next(
+    server: EmbeddedValkey, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stopped as by a reload, without a ledger: it ends in time, and nothing waits in memory only."""
     hold(server, 60)
+    monkeypatch.setenv("TOKEN_QUOTA_METRICS_PORT", str(min(free_port(), 60_000)))
     with stopped(server):
         first = Child(server.url, spool, 0, 60, workers=4)
         done = first.logged(60)
         assert sorted(done) == list(range(60))
+        metrics = scrape(int(os.environ["TOKEN_QUOTA_METRICS_PORT"]))
+        assert metrics['token_quota_spool_postings{state="waiting"}'] == 60
+        assert metrics['token_quota_postings_total{result="spooled"}'] == 60
+        assert metrics["token_quota_spool_bytes"] > 60 * 100
+        assert metrics["token_quota_spool_oldest_seconds"] > 0
         first.end(now=True)
     second = Child(server.url, spool, 60, 60)
     second.end()
