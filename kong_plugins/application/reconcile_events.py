@@ -22,6 +22,9 @@ SECOND_US = 1_000_000
 COUNTED_SHARE = 20  # a twentieth
 COUNTED_SLACK = 16
 
+# How long a request may have run that nobody heard of again: longer than gateways wait for an engine.
+UNHEARD_US = 3600 * SECOND_US
+
 
 class Kind(StrEnum):
     """Why the engine and the books differ over an event."""
@@ -101,7 +104,8 @@ class Pace:
 class BookedEvent:
     """What matters of an event here. ``prompt`` and ``completion`` as in its own data (a reversal's: what it takes
     back). ``where``: ``books``, ``outbox`` (or what else keeps it from them), ``hold`` (no event yet). Times of a
-    reversal: those of the attempt. Bounds are 0 where nothing is known of them."""
+    reversal: those of the attempt; an expired hold's request may have run for ``UNHEARD_US``. Bounds: 0 where nothing
+    is known of them."""
 
     event_id: str
     kind: str

@@ -36,7 +36,8 @@ ON CONFLICT DO NOTHING
 
 _SELECT = """
 WITH scrapes AS (
-    SELECT engine, model, rank, life, epoch_us(scraped) AS at_us, epoch_us(born), prompt, completion, cached, finished, running
+    SELECT engine, model, rank, life, epoch_us(scraped) AS at_us, epoch_us(born), prompt, completion, cached, finished,
+           running
     FROM engine_counters
 )
 SELECT * FROM scrapes WHERE at_us > $start AND at_us <= $end

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kong_plugins.application.reconcile import BookedSpan, BookedSums
-from kong_plugins.application.reconcile_events import BookedEvent
+from kong_plugins.application.reconcile_events import UNHEARD_US, BookedEvent
 from kong_plugins.application.reconcile_ledger import Posting, Postings
 from kong_plugins.application.reconcile_scrapes import EngineSpan, Interval, Place, Tokens
 
@@ -21,7 +21,8 @@ NAMED_MAX = 20  # events that are named as suspects
 # A reversal has no times of its own: it stands where the attempt stood that it takes back.
 _EVENTS = """
 WITH ran AS (
-    SELECT id, kind, model, started_ms * 1000 AS started, coalesce(last_ms, epoch_ms(time)) * 1000 AS ended,
+    SELECT id, kind, model, started_ms * 1000 AS started,
+           coalesce(last_ms, epoch_ms(time)) * 1000 + CASE WHEN outcome = 'expired' THEN {unheard} ELSE 0 END AS ended,
            prompt, completion, evidence, outcome, status, coalesce(choices, 1) AS choices,
            coalesce(prompt_bound, 0) AS prompt_bound, coalesce(completion_bound, 0) AS completion_bound, tenant, time
     FROM events WHERE kind = 'request'
@@ -35,7 +36,7 @@ WITH ran AS (
            coalesce(kind = 'request' AND choices = 1 AND (outcome = 'denied'
                OR (evidence = 'exact' AND (status < 500 OR prompt + completion > 0))), false) AS plain
     FROM ran
-    WHERE list_contains($models, coalesce(model, '')) AND time >= make_timestamp({first} - {slack})
+    WHERE list_contains($models, coalesce(model, '')) AND time >= make_timestamp({first} - {slack} - {unheard})
       AND ended + {slack} > {first} AND started - {slack} < {last}
 )
 """
@@ -177,6 +178,7 @@ class ModelEvents:
         events = _EVENTS.format(
             place=_place(span, slack_us),
             slack=slack_us,
+            unheard=UNHEARD_US,
             first=min(span.start_us, span.from_us),
             last=max(span.end_us, span.to_us),
         )

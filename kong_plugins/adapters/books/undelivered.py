@@ -18,8 +18,9 @@ from kong_plugins.adapters.event_records import (
 )
 from kong_plugins.adapters.ledger.audit import OpenHold
 from kong_plugins.application.ports import Ledger, OutboxEntry
-from kong_plugins.application.reconcile_events import BookedEvent
+from kong_plugins.application.reconcile_events import UNHEARD_US, BookedEvent
 from kong_plugins.application.reconcile_ledger import Posting
+from kong_plugins.domain.holds import Outcome
 from kong_plugins.domain.partitions import PARTITIONS
 
 PAGE = 1000
@@ -118,7 +119,7 @@ def _request(event: RequestEvent, where: str, until_us: int) -> BookedEvent:
         kind="request",
         model=data.model,
         started_us=data.started_ms * 1000,
-        ended_us=max(until_us, _us(event.time)),
+        ended_us=max(until_us, _us(event.time) + (UNHEARD_US if data.outcome == Outcome.EXPIRED else 0)),
         prompt=data.prompt,
         completion=data.completion,
         evidence=data.evidence,
