@@ -16,6 +16,7 @@ from kong_plugins.domain.usage import Evidence
 from kong_plugins.reports.wording import adjusted, net_words, prices_words, title, unrated_words
 
 TENANT_MAX = 32
+TOPS_TENANTS_MAX = 8  # with more, the busiest routes and credentials of each are a list that nobody reads
 WIDTH = 10_000  # wider than any table: a figure that is cut off is worse than a line that the terminal wraps
 
 
@@ -33,6 +34,11 @@ def print_report(report: Report, file: TextIO) -> None:
         console.print()
         console.print(Text(heading, style="bold"))
         console.print(table)
+    if len(report.tenants) > TOPS_TENANTS_MAX:
+        console.print()
+        console.print(
+            Text("Busiest routes and credentials: of one tenant (--tenant), or in html and json.", style="dim")
+        )
 
 
 def _tables(report: Report) -> Iterator[tuple[str, Table]]:
@@ -44,6 +50,8 @@ def _tables(report: Report) -> Iterator[tuple[str, Table]]:
         yield "Latency in seconds: median, 95 %, 99 %", _latency(report)
     if report.adjustments:
         yield "Credits, refunds and corrections", _adjustments(report)
+    if len(report.tenants) > TOPS_TENANTS_MAX:
+        return
     for what in ("routes", "credentials"):
         if any(getattr(tenant, what) for tenant in report.tenants):
             yield f"Busiest {what} ({currency})", _tops(report, what)

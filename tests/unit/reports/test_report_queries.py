@@ -105,6 +105,18 @@ def test_sql_charges_each_event_as_the_domain_does(
     assert owed == report.net["EUR"] == sum(expected.values()) - 5
 
 
+def test_sql_counts_in_integers_where_a_double_would_not_do() -> None:
+    """Charges of 10^15 micro-units with one, or all but one, of a million parts above the last whole one."""
+    dearest = Rate(RATE_MAX - 1, RATE_MAX - 1, RATE_MAX - 1, RATE_MAX - 1)
+    usages = [Usage(millions * 10**6 + rest, rest) for millions in range(4200, 4294) for rest in (0, 1, 999_999)]
+    entries = [one for n, usage in enumerate(usages) for one in request(f"r{n}", f"t{n}", usage, model="m")]
+    prices = PriceList("EUR", {"m": (PriceEntry("m", "d", 0, dearest),)})
+    with books_of(entries) as connection:
+        report = make_report(ReportQueries(connection), prices, SCOPE)
+    found = {tenant.tenant: tenant.net["EUR"] for tenant in report.tenants}
+    assert found == {f"t{n}": dearest.charge(usage) for n, usage in enumerate(usages)}
+
+
 def test_names_that_look_like_sql_are_names() -> None:
     """A tenant and a model with quotes are found by exactly their names."""
     tenant = "'; DROP TABLE events; --"
