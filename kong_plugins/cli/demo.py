@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from datetime import UTC, datetime
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,12 +13,16 @@ from rich.text import Text
 
 from kong_plugins.adapters.engine_metrics import EngineCounters, EngineMetricsError, read_counters
 from kong_plugins.adapters.ledger import connect_ledger
+from kong_plugins.adapters.price_list import load_prices
 from kong_plugins.application.books import Books, read_events, sum_events
 from kong_plugins.application.ports import Balance, Ledger, LedgerUnavailable
+from kong_plugins.application.report import Scope, make_report
+from kong_plugins.cli.paths import source_root
 from kong_plugins.cli.processes import StackError
 from kong_plugins.cli.quota import table as budgets_table
-from kong_plugins.cli.stack import StackOptions, start_stack
+from kong_plugins.cli.stack import Stack, StackOptions, start_stack
 from kong_plugins.cli.traffic import Traffic
+from kong_plugins.domain.periods import parse_period
 from kong_plugins.domain.windows import (
     FixedWindow,
     RollingWindow,
@@ -26,6 +31,7 @@ from kong_plugins.domain.windows import (
     parse_description,
     window_at,
 )
+from kong_plugins.reports.render import Format, write_report
 
 TENANTS = ("tenant_a", "tenant_b")
 REFRESH_S = 0.25
@@ -48,10 +54,39 @@ def run(options: StackOptions, seconds: int) -> int:
             balances = _settled(ledger)
             books, engine = sum_events(read_events(ledger)), read_counters(stack.engine_root)
             differences = _differences(books, engine, balances, started_us)
-            return _summary(traffic, books, engine, peak, differences, console)
+            status = _summary(traffic, books, engine, peak, differences, console)
+            _report(stack, books, started_us, console)
+            return status
     except (StackError, LedgerUnavailable, EngineMetricsError) as error:
         console.print(f"token-quota demo: {error}", style="red", markup=False)
         return 1
+
+
+def _report(stack: Stack, books: Books, started_us: int, console: Console) -> None:
+    """What the tenants owe, as `token-quota report daily` tells it: from DuckDB, at the example's prices.
+
+    Raises:
+        StackError: the collector did not bring all events there.
+    """
+    from kong_plugins.adapters.books import open_books
+    from kong_plugins.adapters.books.report_queries import ReportQueries
+
+    assert stack.books is not None
+    day = datetime.fromtimestamp(started_us / 1_000_000, UTC)
+    period = parse_period(day.date().isoformat(), "UTC", day, monthly=False)
+    prices = load_prices(source_root() / "kong" / "prices.yaml")
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        with open_books(stack.books, read_only=True) as connection:
+            report = make_report(ReportQueries(connection), prices, Scope(period))
+        delivered = report.summary.outcomes.total()
+        if delivered >= books.requests or time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    if delivered < books.requests:
+        raise StackError(f"the collector brought {delivered} of {books.requests} events to the books in {SETTLE_S} s")
+    console.print()
+    write_report(report, Format.TABLE, None)
 
 
 def _balances(ledger: Ledger) -> list[Balance]:

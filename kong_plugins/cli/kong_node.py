@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Plugin name in Kong → Python module of its plugin server. Kong 3.9 reads only the first plugin of a dump: one each.
 PLUGIN_SERVERS = {"token-quota": "kong_plugins.token_quota", "billing-events": "kong_plugins.billing_events"}
 LUA_PLUGINS = ("usage-gate", "usage-tap")
+PLUGIN_SERVER_ENV = ("TOKEN_QUOTA_LEDGER_URL", "TOKEN_QUOTA_SPOOL_DIR", "TOKEN_QUOTA_METRICS_PORT")
 
 
 def find_kong() -> str | None:
@@ -37,8 +38,8 @@ def settings(prefix: Path, python: str = sys.executable) -> dict[str, str]:
         "pluginserver_names": ",".join(name.replace("-", "_") for name in PLUGIN_SERVERS),
         # Bodies up to this size stay in memory; larger ones are read back from nginx's temporary file.
         "nginx_http_client_body_buffer_size": "256k",
-        # nginx drops the environment unless told, and the plugin servers are its children.
-        "nginx_main_env": "TOKEN_QUOTA_LEDGER_URL",
+        # nginx drops the environment unless told, and the plugin servers are its children. Kong writes `env …;` of it.
+        "nginx_main_env": "; env ".join(PLUGIN_SERVER_ENV),
     }
     for plugin, module in PLUGIN_SERVERS.items():
         key = f"pluginserver_{plugin.replace('-', '_')}"

@@ -56,6 +56,9 @@ def up(
         list[str] | None,
         typer.Option(help="Passed on to the engine; repeat for more: --engine-arg=--answer --engine-arg=varied."),
     ] = None,
+    books: Annotated[
+        bool, typer.Option(help="Run the collector too: bills in DATA_DIR/books.duckdb, for `token-quota report`.")
+    ] = True,
 ) -> None:
     """Start ledger, plugin servers, gateway and engine; run until interrupted (Ctrl-C).
 
@@ -74,6 +77,7 @@ def up(
         data_dir=data_dir or default_data_dir(),
         ledger_url=ledger,
         engine_args=tuple(engine_arg or ()),
+        collect=books,
     )
     raise typer.Exit(run(options))
 
@@ -83,13 +87,18 @@ def demo(
     gateway: Annotated[Gateway, typer.Option(help="As for `up`.")] = Gateway.LOCAL,
     seconds: Annotated[int, typer.Option(min=5, help="Give up when no tenant has run out by then.")] = 25,
 ) -> None:
-    """Bring the stack up, drive it with the openai client as two tenants until one gets its 429, and check the books.
+    """Bring the stack up, drive it with the openai client as two tenants until one gets its 429, check the books, and
+    report what each tenant owes.
 
     Exits 1 when the ledger and the engine's counters differ.
     """
     from kong_plugins.cli.demo import run
 
-    raise typer.Exit(run(StackOptions(config=default_config(), gateway=gateway, port=0), seconds))
+    # Events stay in the outbox for a while: the demo adds them up on its own, beside the books.
+    options = StackOptions(
+        config=default_config(), gateway=gateway, port=0, collect=True, collector_args=("--keep", "1h")
+    )
+    raise typer.Exit(run(options, seconds))
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -31,6 +32,7 @@ from kong_plugins.cli.processes import (
 )
 
 SERVICE = "deepseek-r1"  # the service in kong/kong.yaml whose upstream `--upstream` stands in for
+BOOKS_FILE = "books.duckdb"
 STATE_FILE = "stack.json"  # tells `token-quota quota` where a running stack keeps its ledger
 ENV_REFERENCE = re.compile(r'\$\{\{\s*env\s+"(DECK_[A-Z0-9_]+)"\s*\}\}')
 # The flags of vllm/r1-tensor-parallel.yaml that change what a meter sees.
@@ -64,6 +66,8 @@ class StackOptions:
     ledger_url: str | None = None  # None: an embedded Valkey in data_dir
     engine_args: tuple[str, ...] = ()
     plugin_args: tuple[str, ...] = ()
+    collect: bool = False  # into data_dir/books.duckdb
+    collector_args: tuple[str, ...] = ()
 
 
 @dataclass
@@ -79,6 +83,7 @@ class Stack:
     processes: Processes
     resources: ExitStack
     generated: list[str] = field(default_factory=list)
+    books: Path | None = None  # where the collector writes, if there is one
 
     def ended(self) -> Child | None:
         return self.processes.first_ended()
@@ -159,7 +164,9 @@ def start_stack(options: StackOptions, resources: ExitStack, say: Say) -> Stack:
     check_ledger(ledger_url)
     processes = resources.enter_context(Processes(data_dir / "logs"))
     upstream_url = _start_engine(options, processes, say)
-    env = {**keys, "TOKEN_QUOTA_LEDGER_URL": ledger_url}
+    # Not in the run directory, which goes with this stack: what an outage left is replayed by the next one.
+    spool = os.environ.get("TOKEN_QUOTA_SPOOL_DIR") or str(data_dir / "spool")
+    env = {**keys, "TOKEN_QUOTA_LEDGER_URL": ledger_url, "TOKEN_QUOTA_SPOOL_DIR": spool}
     port = options.port or free_port()
     stack = Stack(
         url=f"http://127.0.0.1:{port}",
@@ -177,10 +184,23 @@ def start_stack(options: StackOptions, resources: ExitStack, say: Say) -> Stack:
     else:
         _start_local(options, stack, env, port)
     say(f"gateway     {stack.url} ({'Kong' if gateway is Gateway.KONG else 'local stand-in, not Kong'})")
+    if options.collect:
+        stack.books = data_dir / BOOKS_FILE
+        _start_collector(options, stack, say)
     state = data_dir / STATE_FILE
     state.write_text(json.dumps({"ledger_url": ledger_url, "url": stack.url, "pid": os.getpid()}))
     resources.callback(state.unlink, missing_ok=True)
     return stack
+
+
+def _start_collector(options: StackOptions, stack: Stack, say: Say) -> None:
+    if importlib.util.find_spec("duckdb") is None:
+        raise StackError("no books without DuckDB: pip install 'kong-token-quota[books]', or use --no-books")
+    port = free_port()
+    argv = [sys.executable, "-m", "kong_plugins.cli", "collector", "run", "--ledger", stack.ledger_url]
+    argv += ["--sink", f"duckdb://{stack.books}", "--engine", stack.engine_root, "--listen", f"127.0.0.1:{port}"]
+    stack.processes.start("collector", [*argv, *options.collector_args], {}, tcp_port_answers(port))
+    say(f"collector   http://127.0.0.1:{port}/metrics, books in {stack.books}")
 
 
 def check_ledger(url: str) -> None:

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 from rich.console import Console
 
+from kong_plugins.cli.paths import source_root
 from kong_plugins.cli.processes import StackError
 from kong_plugins.cli.stack import Gateway, Stack, StackOptions, choose_gateway, default_data_dir, start_stack
 
@@ -52,7 +53,15 @@ def show(stack: Stack, console: Console, options: StackOptions) -> None:
         f'\ntry         curl -s {stack.url}/v1/chat/completions -H "apikey: {shown}" '
         '-H "Content-Type: application/json" '
         '-d \'{"model": "deepseek-r1", "max_tokens": 64, "messages": [{"role": "user", "content": "Hi"}]}\'\n'
-        f"            token-quota quota top{where}\n\nCtrl-C ends it.",
+        f"            token-quota quota top{where}\n{_report_line(stack)}\nCtrl-C ends it.",
         markup=False,
         soft_wrap=True,
     )
+
+
+def _report_line(stack: Stack) -> str:
+    if stack.books is None:
+        return ""
+    books = "" if stack.books.parent == default_data_dir() else f" --books {stack.books}"
+    prices = source_root() / "kong" / "prices.yaml"
+    return f"            token-quota report daily --prices {prices}{books}\n"
