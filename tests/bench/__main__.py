@@ -41,8 +41,17 @@ def config(limit: int, ledger_url: str) -> str:
     return json.dumps({"ledger_url": ledger_url, "budgets": [budget], "context_tokens": 8192, "__seq__": 1})
 
 
-def make_request(tenants: int, *, settle: bool) -> Callable[[int], Request]:
-    """Tables as usage-gate and usage-tap leave them; ids are new for each request."""
+# A streamed answer of 120 tokens as its client gets it.
+ANSWER = "".join(
+    f'data: {{"id":"chatcmpl-8f3a","object":"chat.completion.chunk","created":1763812800,"model":"deepseek-r1",'
+    f'"choices":[{{"index":0,"delta":{{"content":" word{n}"}},"logprobs":null,"finish_reason":null}}]}}\n\n'
+    for n in range(120)
+)
+
+
+def make_request(tenants: int, *, settle: bool, sdk: bool = False) -> Callable[[int], Request]:
+    """Tables as usage-gate and usage-tap leave them; ids are new for each request. ``sdk``: it sends a retry count, so
+    its answer is kept for a retry."""
 
     def make(number: int) -> Request:
         tenant = f"tenant-{number % tenants}"
@@ -61,11 +70,17 @@ def make_request(tenants: int, *, settle: bool) -> Callable[[int], Request]:
             "service": {"id": "s", "name": "deepseek-r1"},
             "route": {"id": "r", "name": "v1"},
         }
+        if sdk:
+            gate["body"] = BODY[:-1] + f', "seed": {number}}}'
+            gate["size"] = len(gate["body"])
+            gate["retry_count"] = "0"
         if not settle:
             return {"usage_gate": gate}, None
+        log: dict[str, object] = {"retriable": True} if sdk else {}
         tap = {
             "v": 1,
             "log": {
+                **log,
                 "hold": identity,
                 "tenant": tenant,
                 "model": "deepseek-r1",
@@ -86,7 +101,11 @@ def make_request(tenants: int, *, settle: bool) -> Callable[[int], Request]:
             "first_ms": 1_795_358_264_200,
             "last_ms": 1_795_358_264_900,
         }
-        return {"usage_gate": gate}, {"usage_tap": tap}
+        if not sdk:
+            return {"usage_gate": gate}, {"usage_tap": tap}
+        tap["answer"] = "kept"
+        answer = {"v": 1, "status": 200, "type": "text/event-stream; charset=utf-8", "body": ANSWER}
+        return {"usage_gate": gate}, {"usage_tap": tap, "usage_tap_answer": answer}
 
     return make
 
@@ -138,13 +157,17 @@ def main() -> int:
 
         ours = start("ours", "kong_plugins.token_quota")
         stock = start("stock", "tests.bench.stock_server", "-g", "--no-lua-style")
-        rows = [("ours", ours, options.requests), ("stock kong-pdk", stock, options.stock_requests)]
+        rows = [
+            ("ours", ours, options.requests, False),
+            ("ours, answers kept", ours, options.requests, True),
+            ("stock kong-pdk", stock, options.stock_requests, False),
+        ]
         for connections in (1, 32, 128):
-            for name, (child, path), count in rows:
+            for name, (child, path), count, sdk in rows:
                 instance = start_instance(path, "token-quota", config(10**12, ledger.url))
                 before = cpu_s(child.process.pid)
                 amount = count // 10 if connections == 1 else count
-                report = run(path, instance, amount, connections, make_request(50, settle=True))
+                report = run(path, instance, amount, connections, make_request(50, settle=True, sdk=sdk))
                 show(name, connections, report, cpu_s(child.process.pid) - before)
         for name, (child, path), count in [
             ("ours, denials", ours, options.denials),
