@@ -169,31 +169,23 @@ def read_event(event: bytes) -> Event:
     return record
 
 
-def read_entry(entry: OutboxEntry) -> Event:
-    """The event of an outbox entry.
+def read_entry(entry: OutboxEntry) -> tuple[Event, dict[str, int]]:
+    """The event of an outbox entry, and what the ledger posted of it: units by line key.
 
     Raises:
-        NotAnEvent: as :func:`read_event`; or its id is not the one that the outbox knows it by.
+        NotAnEvent: as :func:`read_event`; or its id is not the one that the outbox knows it by, or a posting is beyond
+            64 bits.
     """
     event = read_event(entry.event)
     if event.id != entry.event_id and event.id != _clean(entry.event_id):
         raise NotAnEvent(f"the outbox names it {entry.event_id!r}, the event itself {event.id!r}")
-    return event
-
-
-def read_posted(entry: OutboxEntry) -> dict[str, int]:
-    """What the ledger posted of an entry: units by line key.
-
-    Raises:
-        NotAnEvent: a posting is beyond 64 bits.
-    """
     posted: dict[str, int] = {}
     for line, units in entry.posted:
         key = line if line.isascii() else _clean(line)
         posted[key] = posted.get(key, 0) + units
         if posted[key] not in _INT64:
             raise NotAnEvent(f"{posted[key]} units posted to {key!r} are beyond 64 bits")
-    return posted
+    return event, posted
 
 
 def _clean(text: str) -> str:

@@ -17,10 +17,12 @@ from tests.contract.sink_events import Booked
 
 
 class Store(Protocol):
-    """``url`` opens its sink. What ``read_back`` tells is what its readers count: how a store comes to count an event
-    once, by refusing to take it twice or by reading it once, is its own affair."""
+    """``url`` opens its sink, ``impatient_url`` one that soon gives up waiting. What ``read_back`` tells is what its
+    readers count: how a store comes to count an event once, by refusing to take it twice or by reading it once, is its
+    own affair."""
 
     url: str
+    impatient_url: str
 
     def read_back(self) -> list[Booked]:
         """Everything, in order of ids; an event that counts twice is in it twice."""
@@ -38,7 +40,8 @@ def booked(entries: Iterable[OutboxEntry]) -> list[Booked]:
 class DuckDBStore:
     def __init__(self, directory: Path) -> None:
         self.path = directory / "books.duckdb"
-        self.url = f"duckdb://{self.path}?wait_s=0.3"
+        self.url = f"duckdb://{self.path}?wait_s=30"
+        self.impatient_url = f"duckdb://{self.path}?wait_s=0.1"
 
     def read_back(self) -> list[Booked]:
         if not self.path.exists():
@@ -62,7 +65,7 @@ class DuckDBStore:
 class JsonLinesStore:
     def __init__(self, directory: Path) -> None:
         self.directory = directory / "lines"
-        self.url = f"jsonl://{self.directory}?rotate_mb=1&rotate=daily"
+        self.url = self.impatient_url = f"jsonl://{self.directory}?rotate_mb=1&rotate=daily"
 
     def read_back(self) -> list[Booked]:
         return booked(read_jsonl(self.directory)) if self.directory.exists() else []
@@ -83,13 +86,14 @@ class JsonLinesStore:
 
 
 @contextmanager
-def held_open(command: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """A child that has said its first line, and ends with the block."""
+def held_open(command: list[str]) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A child that has said its first line, and that line. It is killed at the end of the block."""
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None
-        assert child.stdout.readline()
-        yield child
+        said = child.stdout.readline()
+        assert said
+        yield child, said.strip()
     finally:
         child.kill()
         child.communicate()

@@ -182,7 +182,7 @@ def test_the_holder_is_named(path: Path) -> None:
     keep = (
         f"import os, sys, duckdb; c = duckdb.connect({str(path)!r}); print(os.getpid(), flush=True); sys.stdin.read()"
     )
-    with held_open([sys.executable, "-c", keep]) as holder:
+    with held_open([sys.executable, "-c", keep]) as (holder, _):
         for read_only in (True, False):
             with pytest.raises(BooksUnavailable, match=f"in use by process {holder.pid}:") as busy:
                 open_books(path, read_only=read_only, wait_s=0.05)

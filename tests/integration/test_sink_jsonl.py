@@ -139,13 +139,11 @@ def test_a_reader_misses_nothing_while_files_are_put_aside(tmp_path: Path) -> No
 
 def test_a_second_writer_is_refused_and_told_of_the_first(tmp_path: Path) -> None:
     second = open_sink(f"jsonl://{tmp_path}")
-    with (
-        held_open([sys.executable, "-m", "tests.contract.sink_child", f"jsonl://{tmp_path}", "1", "1"]) as first,
-        pytest.raises(SinkUnavailable, match=f"process {first.pid} writes there"),
-    ):
+    with held_open([sys.executable, "-m", "tests.contract.sink_child", f"jsonl://{tmp_path}", "1", "1"]) as (first, _):
         assert first.stdout is not None
         assert first.stdout.readline() == "1\n"
-        second.write([request(1)])
+        with pytest.raises(SinkUnavailable, match=f"process {first.pid} writes there"):
+            second.write([request(1)])
     second.write([request(1)])
     second.close()
     assert ids(tmp_path) == expected(2)

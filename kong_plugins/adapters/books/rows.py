@@ -13,7 +13,6 @@ from kong_plugins.adapters.event_records import (
     RequestEvent,
     ReversalEvent,
     read_entry,
-    read_posted,
 )
 from kong_plugins.application.ports import OutboxEntry, Rejected
 
@@ -50,12 +49,12 @@ def row_of(entry: OutboxEntry) -> Row:
     """The event's row; counts of a reversal negative.
 
     Raises:
-        NotAnEvent: as ``read_entry`` and ``read_posted``.
+        NotAnEvent: as ``read_entry``.
     """
-    event = read_entry(entry)
+    event, posted = read_entry(entry)
     since = event.time - EARLIEST
     time_ms = since.days * 86_400_000 + since.seconds * 1000 + since.microseconds // 1000
-    return _SHAPES[type(event)](event, time_ms, list(read_posted(entry).items()))
+    return _SHAPES[type(event)](event, time_ms, list(posted.items()))
 
 
 def _request(event: RequestEvent, time_ms: int, posted: list[tuple[str, int]]) -> Row:

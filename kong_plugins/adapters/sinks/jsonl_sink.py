@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from kong_plugins.adapters.event_records import NotAnEvent, read_entry, read_posted
+from kong_plugins.adapters.event_records import NotAnEvent, read_entry
 from kong_plugins.application.ports import OutboxEntry, Rejected, SinkUnavailable
 
 _CURRENT = "events.jsonl"
@@ -177,13 +177,13 @@ def _lines_of(entries: Sequence[OutboxEntry]) -> tuple[bytes, tuple[Rejected, ..
     rejected: list[Rejected] = []
     for entry in entries:
         try:
-            event_id, posted = read_entry(entry).id, read_posted(entry)
+            read, posted = read_entry(entry)
         except NotAnEvent as reason:
             rejected.append(Rejected(entry, str(reason)))
             continue
         event = msgspec.json.format(entry.event, indent=-1) if b"\n" in entry.event else entry.event
         line = _Line(entry.position, msgspec.Raw(event), posted)
-        lines.setdefault(event_id, _encode(line))
+        lines.setdefault(read.id, _encode(line))
     return b"".join(line + b"\n" for line in lines.values()), tuple(rejected)
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from kong_plugins.application.ports import Sink
+from kong_plugins.adapters.sinks.secrets import Secret
+from kong_plugins.application.ports import Sink, SinkUnavailable
 
 Options = dict[str, str]
 MB = 1_000_000
@@ -63,6 +64,73 @@ def _jsonl(parts: SplitResult, options: Options) -> Sink:
     return JsonLinesSink(_path(parts), rotate_bytes=rotate_bytes, daily=rotate == "daily")
 
 
+def _http(parts: SplitResult, options: Options) -> Sink:
+    from kong_plugins.adapters.sinks.http_sink import BATCH, TIMEOUT_S, HttpSink
+
+    _without_password(parts)
+    if not parts.hostname or parts.username:
+        raise ValueError(f"{parts.scheme}:// takes a host and a path: {parts.scheme}://host/api/v1/events")
+    batch = options.pop("batch", None)
+    return HttpSink(
+        SplitResult(parts.scheme.partition("+")[2], parts.netloc, parts.path or "/", "", ""),
+        token=_secret("TOKEN_QUOTA_CLOUDEVENTS_TOKEN", options.pop("token_file", None)),
+        batch=BATCH if batch is None else whole_number("batch", batch),
+        timeout_s=seconds(options, "timeout_s", TIMEOUT_S),
+        ca_file=options.pop("ca_file", None),
+    )
+
+
+_KAFKA = {
+    "security": "security.protocol",
+    "mechanism": "sasl.mechanism",
+    "ca_file": "ssl.ca.location",
+    "certificate_file": "ssl.certificate.location",
+    "key_file": "ssl.key.location",
+    "compression": "compression.type",
+    "message_max_bytes": "message.max.bytes",
+}
+
+
+def _kafka(parts: SplitResult, options: Options) -> Sink:
+    from kong_plugins.adapters.sinks.kafka_sink import TIMEOUT_S, KafkaSink
+
+    _without_password(parts)
+    user, _, servers = parts.netloc.rpartition("@")
+    topic = unquote(parts.path.strip("/"))
+    if not servers or not topic or "/" in topic:
+        raise ValueError("kafka:// takes servers and a topic: kafka://host1:9092,host2:9092/topic")
+    return KafkaSink(
+        servers,
+        topic,
+        user=unquote(user) or None,
+        password=_secret("TOKEN_QUOTA_KAFKA_PASSWORD", options.pop("password_file", None)),
+        settings={setting: options.pop(name) for name, setting in _KAFKA.items() if name in options},
+        timeout_s=seconds(options, "timeout_s", TIMEOUT_S),
+    )
+
+
+def _without_password(parts: SplitResult) -> None:
+    """A sink's URL is its name: in logs, metrics and the outbox's consumer groups."""
+    if ":" in parts.netloc.rpartition("@")[0]:
+        raise ValueError(
+            f"no password in a {parts.scheme}:// URL: give password_file=PATH, or the environment's variable"
+        )
+
+
+def _secret(variable: str, file: str | None) -> Secret:
+    """Looked at once now, so that a wrong path is known at once.
+
+    Raises:
+        ValueError: the file cannot be read, or is empty.
+    """
+    secret = Secret(variable, file)
+    try:
+        secret.read()
+    except SinkUnavailable as error:
+        raise ValueError(str(error)) from None
+    return secret
+
+
 def whole_number(name: str, text: str) -> int:
     """Of an option.
 
@@ -95,4 +163,7 @@ def seconds(options: Options, name: str, default: float) -> float:
 _OPENERS: dict[str, Callable[[SplitResult, Options], Sink]] = {
     "duckdb": _duckdb,
     "jsonl": _jsonl,
+    "kafka": _kafka,
+    "cloudevents+http": _http,
+    "cloudevents+https": _http,
 }
