@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 # Plugin name in Kong → Python module of its plugin server. Kong 3.9 reads only the first plugin of a dump: one each.
 PLUGIN_SERVERS = {"token-quota": "kong_plugins.token_quota", "billing-events": "kong_plugins.billing_events"}
 LUA_PLUGINS = ("usage-gate", "usage-tap")
-PLUGIN_SERVER_ENV = ("TOKEN_QUOTA_LEDGER_URL", "TOKEN_QUOTA_SPOOL_DIR", "TOKEN_QUOTA_METRICS_PORT")
+PLUGIN_SERVER_ENV = (
+    "TOKEN_QUOTA_LEDGER_URL",
+    "TOKEN_QUOTA_SPOOL_DIR",
+    "TOKEN_QUOTA_SPOOL_MAX_MB",
+    "TOKEN_QUOTA_METRICS_PORT",
+)
 
 
 def find_kong() -> str | None:
