@@ -57,9 +57,9 @@ def run_collector(options: RunOptions) -> int:
     console = Console(stderr=True, highlight=False)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     with ExitStack() as resources:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            resources.callback(signal.signal, number, signal.signal(number, lambda *_: stop.set()))
         try:
             sinks = _named_sinks(options.sinks)
             outbox = connect_outbox(options.ledger_url)
