@@ -33,13 +33,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent.parent))
 
-from vllm_bench.chart import svg
 from vllm_bench.conditions import conditions, engine_version
 from vllm_bench.gateway import Running, gateway
 from vllm_bench.load import Cell, Clients
+from vllm_bench.reports import write_reports
 from vllm_bench.servers import answers, server
 from vllm_bench.session import DIRECT, Session, Sizes
-from vllm_bench.table import cells_table, summary
 from vllm_bench.wire import Target
 
 from kong_plugins.cli.processes import free_port, tcp_port_answers
@@ -70,7 +69,7 @@ def main() -> int:
         try:
             measure_all(session, options)
         finally:
-            write_reports(session, out)
+            write_reports(session.rows, out)
     say(f"done: {results}, {out / 'table.md'}, {out / 'chart.svg'}")
     return 1 if session.failed else 0
 
@@ -290,15 +289,6 @@ def measure_baseline(session: Session, options: argparse.Namespace) -> None:
             most = max(sizes.concurrency)
             cell = Cell(most, 1, sizes.prompt_tokens, sizes.output_tokens, seconds=BASELINE_SECONDS)
             session.measure("baseline", DIRECT, target, cell, purpose="window")
-
-
-def write_reports(session: Session, out: Path) -> None:
-    head = next(row for row in session.rows if row["kind"] == "conditions")
-    cards = head["cards"] if isinstance(head["cards"], str) else "; ".join(head["cards"])
-    note = f"{cards}; {head['processor']}\n{head['at']}, commit {head['commit']}; see results.jsonl for all conditions"
-    (out / "table.md").write_text(f"{summary(session.rows)}\n\n{cells_table(session.rows)}\n", encoding="utf-8")
-    table_rows = [row for row in session.rows if row.get("purpose") in {None, "window"}]
-    (out / "chart.svg").write_text(svg(table_rows, note), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ random ones with --random-weights (for speed only). Needs torch, transformers, f
 from __future__ import annotations
 
 import argparse
+import asyncio
+import functools
 import json
-import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 MODEL_NAME = "deepseek-r1"
@@ -32,7 +34,6 @@ class Generator:
 
         self._torch, self._device = torch, device
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        self._lock = threading.Lock()
         if random_weights:
             with torch.device(device):
                 config = AutoConfig.from_pretrained(folder)
@@ -47,7 +48,7 @@ class Generator:
             messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         ).to(self._device)
         count = int(prompt["input_ids"].shape[1])
-        with self._lock, self._torch.inference_mode():
+        with self._torch.inference_mode():
             output = self._model.generate(
                 **prompt,
                 max_new_tokens=max_tokens,
@@ -59,19 +60,24 @@ class Generator:
 
 
 def make_app(generator: Generator) -> Any:
-    """FastAPI runs plain functions in a pool of threads, so waiting requests wait for the lock in no order."""
+    """One thread generates, one request after another: threads of their own would each bring a pool of torch's."""
     from fastapi import FastAPI  # type: ignore[import-not-found]
     from fastapi.responses import StreamingResponse  # type: ignore[import-not-found]
 
     app = FastAPI()
+    one = ThreadPoolExecutor(1)
 
-    def health() -> dict[str, str]:
+    async def health() -> dict[str, str]:
         return {}
 
-    def chat(body: dict[str, Any]) -> Any:
-        prompt, completion, text = generator.complete(
-            body["messages"], body.get("max_tokens") or 256, ignore_eos=bool(body.get("ignore_eos"))
+    async def chat(body: dict[str, Any]) -> Any:
+        work = functools.partial(
+            generator.complete,
+            body["messages"],
+            body.get("max_tokens") or 256,
+            ignore_eos=bool(body.get("ignore_eos")),
         )
+        prompt, completion, text = await asyncio.get_running_loop().run_in_executor(one, work)
         usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": MODEL_NAME, "usage": usage}
         message = {"role": "assistant", "content": text}

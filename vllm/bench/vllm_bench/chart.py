@@ -33,7 +33,7 @@ def ticks(low: float, high: float) -> list[float]:
     return [step for step in steps if low <= step <= high]
 
 
-def _panel(title: str, unit: str, data: Series, top: float) -> list[str]:
+def _panel(title: str, unit: str, data: Series, names: Sequence[str], top: float) -> list[str]:
     points = [point for line in data.values() for point in line if point[1] > 0]
     if not points:
         return []
@@ -61,8 +61,8 @@ def _panel(title: str, unit: str, data: Series, top: float) -> list[str]:
     parts.append(
         f'<text x="{(LEFT + WIDTH) / 2}" y="{bottom + 31}" text-anchor="middle">streams at once; {unit}</text>'
     )
-    for number, line in enumerate(data.values()):
-        colour, dash = _style(number)
+    for name, line in data.items():
+        colour, dash = _style(names.index(name))
         drawn = " ".join(f"{x_at(x):.1f},{y_at(y):.1f}" for x, y in line if y > 0)
         parts.append(f'<polyline points="{drawn}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
         parts += [
@@ -82,17 +82,18 @@ def svg(rows: Sequence[Row], conditions: str) -> str:
     """Two panels, a legend and the conditions under it; both axes logarithmic."""
     rates = series(rows, lambda row: row.get("output_tokens_per_s"))
     firsts = series(rows, lambda row: (row.get("first_token_ms") or {}).get("p50"))
-    panels = [*_panel("Output tokens per second", "tokens/s", rates, 0)]
-    panels += _panel("Time to the first token, p50", "milliseconds", firsts, HEIGHT)
+    names = list(dict.fromkeys([*rates, *firsts]))
+    panels = [*_panel("Output tokens per second", "tokens/s", rates, names, 0)]
+    panels += _panel("Time to the first token, p50", "milliseconds", firsts, names, HEIGHT)
     legend = []
-    for number, name in enumerate(rates):
+    for number, name in enumerate(names):
         colour, dash = _style(number)
         y = 2 * HEIGHT + 16 + number * LEGEND_LINE
         legend.append(
             f'<line x1="{LEFT}" x2="{LEFT + 28}" y1="{y - 4}" y2="{y - 4}" stroke="{colour}" stroke-width="2"{dash}/>'
         )
         legend.append(f'<text x="{LEFT + 36}" y="{y}">{escape(name)}</text>')
-    end = 2 * HEIGHT + 24 + len(rates) * LEGEND_LINE
+    end = 2 * HEIGHT + 24 + len(names) * LEGEND_LINE
     note = [
         f'<text x="{LEFT}" y="{end + 12 + 14 * n}">{escape(line)}</text>'
         for n, line in enumerate(conditions.splitlines())

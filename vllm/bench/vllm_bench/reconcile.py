@@ -50,7 +50,7 @@ async def drive(running: Running, count: int, concurrency: int, seed: str) -> li
             body = chat_body(shared, own, dice.choice((1, 16, 48, 64)), stream=kind != "whole")
             choices = 2 if kind == "choices" else 1
             if choices > 1:
-                body["n"] = choices
+                body |= {"n": choices, "temperature": 1.0}  # vLLM refuses several greedy choices
             leave = dice.randint(*LEAVE_AFTER) if kind == "left" else None
             done.append(Asked(kind, tenant, choices, await connection.ask("chat/completions", body, leave)))
         connection.close()
