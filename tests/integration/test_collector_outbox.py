@@ -15,8 +15,9 @@ from outbox_parts import Lines, event_of, fill, lines_in
 
 from kong_plugins.adapters.ledger import EmbeddedValkey, connect_ledger
 from kong_plugins.adapters.outbox import GroupQueue, Outbox, connect_outbox, consumer_name
+from kong_plugins.adapters.outbox.calls import Calls
 from kong_plugins.application.deliver import Batch, Delivery, Pace, State
-from kong_plugins.application.ports import OutboxEntry, Rejected
+from kong_plugins.application.ports import LedgerUnavailable, OutboxEntry, Rejected, SinkUnavailable
 from kong_plugins.domain.partitions import partition_of
 
 
@@ -183,6 +184,54 @@ def test_a_sink_that_is_away_holds_no_more_than_a_batch_and_a_probe(
     assert sink.largest <= 128 + 64
     assert delivery.progress.state is State.UP
     delivery.close()
+
+
+def test_a_tenants_order_holds_through_an_outage_under_load(
+    valkey: EmbeddedValkey, outbox: Outbox, tmp_path: Path
+) -> None:
+    """The sink goes away while the next batch has been read already: that one does not go before the failed one."""
+    ids = fill(valkey.url, 400, tenants=1)
+
+    class Faltering(Lines):
+        writes = 0
+
+        def write(self, entries):  # type: ignore[no-untyped-def]
+            self.writes += 1
+            if self.writes in {2, 3, 5}:
+                raise SinkUnavailable("for a moment")
+            return super().write(entries)
+
+    sink = Faltering(tmp_path / "lines")
+    delivery = Delivery("one", queue_of(outbox, "one"), lambda: sink, Pace(50, 0.0))
+    while outbox.status()[0].behind if outbox.status() else True:
+        delivery.step()
+    assert lines_in(tmp_path / "lines") == ids
+    delivery.close()
+
+
+def test_what_was_read_and_never_heard_of_is_read_again_at_once(valkey: EmbeddedValkey, outbox: Outbox) -> None:
+    """The ledger handed entries out and its answer was lost: they come before any other, not minutes later."""
+
+    class Losing(Calls):
+        lose = False
+
+        def scripts(self, calls):  # type: ignore[no-untyped-def]
+            answers = real.scripts(calls)
+            if self.lose:
+                self.lose = False
+                raise LedgerUnavailable("the answer was lost")
+            return answers
+
+    real = outbox.calls
+    losing = Losing(None)
+    queue = GroupQueue(losing, "one", consumer_name(), claim_every_s=3600.0)
+    assert queue.take(640).entries == ()
+    ids = fill(valkey.url, 5, tenants=1)
+    losing.lose = True
+    with pytest.raises(LedgerUnavailable):
+        queue.take(640)
+    ids += fill(valkey.url, 5, tenants=1, prefix="later")
+    assert [entry.event_id for entry in take_all(queue)] == ids
 
 
 def test_a_write_that_fails_in_a_way_nobody_foresaw_costs_no_event(
