@@ -29,7 +29,7 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
     "chat stream with usage": (CHAT, chat(stream=True, stream_options={"include_usage": True})),
     "responses": ("/v1/responses", {"model": MODEL, "input": "How many?", "max_output_tokens": 32}),
     "messages stream": ("/v1/messages", {"model": MODEL, "messages": MESSAGES, "max_tokens": 32, "stream": True}),
-    "embeddings": ("/v1/embeddings", {"model": MODEL, "input": "Once upon a time"}),
+    "embeddings, 200 kB": ("/v1/embeddings", {"model": MODEL, "input": ["Once upon a time"] * 150}),
 }
 
 
@@ -75,6 +75,7 @@ def test_a_finished_request_is_answered_again_from_the_ledger(running: Running, 
     before, engine = books(running, "replayer"), running.engine()
     again = running.post("replayer", path, json=body, headers=keyed(key))
     assert (again.status_code, again.content) == (200, first.content)
+    assert "200 kB" not in kind or 100_000 < len(first.content) < 262_144
     assert again.headers["content-type"] == first.headers["content-type"]
     assert again.headers["idempotent-replayed"] == "true"
     assert again.headers["idempotent-request-id"] == first.headers["x-request-id"] != again.headers["x-request-id"]
