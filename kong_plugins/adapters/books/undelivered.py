@@ -56,7 +56,7 @@ class Undelivered:
                 continue
             known.add(entry.event_id)
             try:
-                event = read_entry(entry)
+                event, posted = read_entry(entry)
             except NotAnEvent as error:
                 self.listed.append((entry.event_id, where, why or str(error)))
                 continue
@@ -67,7 +67,7 @@ class Undelivered:
                 self.events.append(booked)
                 self.postings += [
                     Posting(event.data.tenant, line, entry.event_id, amount, booked.started_us)
-                    for line, amount in entry.posted
+                    for line, amount in posted.items()
                 ]
 
     def add_holds(self, holds: Iterable[OpenHold], now_us: int) -> None:
@@ -119,7 +119,7 @@ def _request(event: RequestEvent, where: str, until_us: int) -> BookedEvent:
         kind="request",
         model=data.model,
         started_us=data.started_ms * 1000,
-        ended_us=max(until_us, _us(event.time) + (UNHEARD_US if data.outcome == Outcome.EXPIRED else 0)),
+        ended_us=max(until_us, _us(event.time) + (UNHEARD_US if data.outcome == Outcome.EXPIRED.value else 0)),
         prompt=data.prompt,
         completion=data.completion,
         evidence=data.evidence,
