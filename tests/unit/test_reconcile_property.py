@@ -7,9 +7,12 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-from hypothesis import given
+import duckdb
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kong_plugins.adapters.books.reconcile_queries import ReconcileQueries
+from kong_plugins.adapters.books.schema import migrate
 from kong_plugins.application.reconcile import EngineCheck, EngineReport, EventsInMemory
 from kong_plugins.application.reconcile_events import BookedEvent, Pace
 from kong_plugins.application.reconcile_scrapes import Scrape, Tokens, lives_of
@@ -110,11 +113,8 @@ def check(engines: Sequence[Engine], events: Sequence[BookedEvent], slack: int =
     return EngineCheck("m", lives_of(scrapes), EventsInMemory(events), PACE, slack)
 
 
-@given(st.integers(0, 2**32))
-def test_whatever_happens_is_explained(seed: int) -> None:
-    """Aborts, failures, expired holds, retries, restarts, late events, requests at any edge; over any span."""
-    # Drawn at large, not by hypothesis: it draws few requests and small numbers, of which hardly any meet.
-    random = Random(seed)
+def some_day(random: Random) -> tuple[list[Engine], list[BookedEvent]]:
+    """Drawn at large, not by hypothesis: it draws few requests and small numbers, of which hardly any meet."""
     parts, events = some_engines(random), []
     for number in range(random.randint(5, 40)):
         prompt, completion = random.randint(1, 50), random.randint(0, 60)
@@ -122,6 +122,14 @@ def test_whatever_happens_is_explained(seed: int) -> None:
         length = max(random.randint(1, 20 * SECOND), completion * SECOND // int(PACE.tokens_s) + 1)
         times = random.randrange(END), length
         events += run(random.choice(parts), number, random.choice(KINDS), times, (prompt, completion))
+    return parts, events
+
+
+@given(st.integers(0, 2**32))
+def test_whatever_happens_is_explained(seed: int) -> None:
+    """Aborts, failures, expired holds, retries, restarts, late events, requests at any edge; over any span."""
+    random = Random(seed)
+    parts, events = some_day(random)
     first, last = sorted(random.sample(range(SCRAPES + 1), 2))
     report = check(parts, events).report(first * PERIOD, last * PERIOD)
     assert report is None or not report.compared.unexplained, report
@@ -173,3 +181,47 @@ def test_one_fault_is_found_between_its_scrapes(
     (leak,) = report.leaks
     slot = victim.started_us // PERIOD
     assert (leak.from_us, leak.to_us, leak.unexplained) == (slot * PERIOD, (slot + 1) * PERIOD, expected)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**32))
+def test_the_books_answer_as_memory_does(seed: int) -> None:
+    """The same sums and the same reasons, whether SQL or Python looks at the events."""
+    random = Random(seed)
+    parts, events = some_day(random)
+    events = [_to_the_millisecond(each) for each in events if each.where == "books"]
+    first, last = sorted(random.sample(range(SCRAPES + 1), 2))
+    in_memory = check(parts, events)
+    with duckdb.connect() as connection:
+        migrate(connection)
+        connection.executemany(_INSERT, [_row(each) for each in events])
+        in_books = replace(in_memory, events=ReconcileQueries(connection).of(["m"]))
+        one, other = (each.compare(first * PERIOD, last * PERIOD) for each in (in_memory, in_books))
+    assert (one is None) == (other is None)
+    if one is not None and other is not None:
+        assert (one.books, one.events, one.unseen) == (other.books, other.events, other.unseen)
+        assert set(one.explanations) == set(other.explanations)
+
+
+_INSERT = """
+INSERT INTO events (id, kind, source, time, tenant, model, prompt, completion, cached, reasoning, evidence, outcome,
+    status, started_ms, last_ms, choices, prompt_bound, completion_bound, reverses, schema)
+VALUES (?, ?, 's', make_timestamp_ms(?), 't', 'm', ?, ?, 0, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1)
+"""
+
+
+def _to_the_millisecond(event: BookedEvent) -> BookedEvent:
+    return replace(event, started_us=event.started_us // 1000 * 1000, ended_us=event.ended_us // 1000 * 1000)
+
+
+def _row(event: BookedEvent) -> list[object]:
+    request = event.kind == "request"
+    unheard = event.outcome == "expired"
+    started, ended = event.started_us // 1000, event.ended_us // 1000
+    return [
+        *(event.event_id, event.kind, started if unheard else ended, event.billed.prompt, event.billed.completion),
+        *(event.evidence, event.outcome, event.status if request else None, started if request else None),
+        *(None if unheard or not request else ended, event.choices if event.choices > 1 else None),
+        *(event.prompt_bound or None, event.completion_bound or None),
+        None if request else event.event_id.removeprefix("reversal:"),
+    ]
