@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from rich.console import Console
 from rich.live import Live
+from rich.logging import RichHandler
 
 from kong_plugins.adapters.ledger import connect_ledger
 from kong_plugins.adapters.outbox import Outbox, SinkStatus, connect_outbox
@@ -55,7 +56,7 @@ class RunOptions:
 def run_collector(options: RunOptions) -> int:
     """Until a signal comes or all is drained. Returns the exit status."""
     console = Console(stderr=True, highlight=False)
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    _log_to(console)
     stop = threading.Event()
     with ExitStack() as resources:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -72,6 +73,15 @@ def run_collector(options: RunOptions) -> int:
             console.print(f"token-quota collector: no ledger: {error}", style="red", markup=False, soft_wrap=True)
             return 1
         return _wait(collector, options, stop, console)
+
+
+def _log_to(console: Console) -> None:
+    """Lines for a log, or above the live table."""
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, log_time_format="%X")
+        logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
+    else:
+        logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
 
 
 def _named_sinks(urls: tuple[str, ...]) -> list[NamedSink]:
