@@ -59,6 +59,9 @@ def up(
     books: Annotated[
         bool, typer.Option(help="Run the collector too: bills in DATA_DIR/books.duckdb, for `token-quota report`.")
     ] = True,
+    engine_check: Annotated[
+        bool, typer.Option(help="For an engine's URL: first see whether it can be billed exactly (`engine-check`).")
+    ] = True,
 ) -> None:
     """Start ledger, plugin servers, gateway and engine; run until interrupted (Ctrl-C).
 
@@ -77,6 +80,7 @@ def up(
         data_dir=data_dir or default_data_dir(),
         ledger_url=ledger,
         engine_args=tuple(engine_arg or ()),
+        check_engine=engine_check,
         collect=books,
     )
     raise typer.Exit(run(options))
@@ -134,6 +138,27 @@ def render(config: Annotated[Path, typer.Argument(help="decK file.")] = Path("ko
     except (DeckError, OSError) as error:
         typer.echo(f"token-quota render: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+@app.command("engine-check")
+def engine_check(
+    url: Annotated[str, typer.Argument(help="The engine's API as OpenAI's SDKs take it: http://host:8000/v1.")],
+    model: Annotated[str | None, typer.Option(help="Default: the first that it serves.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="TOKEN_QUOTA_ENGINE_KEY", help="The engine's own key, if it wants one.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A list of verdicts.")] = False,
+    strict: Annotated[bool, typer.Option(help="Exit 1 also for what is only weaker.")] = False,
+) -> None:
+    """Try an engine out: does it tell what exact bills need? Six short requests, about fifty tokens.
+
+    Says of each thing that is not so what it means for bills and which flag mends it. Exit 1: no exact bills.
+
+      token-quota engine-check http://127.0.0.1:8000/v1
+    """
+    from kong_plugins.cli.engine_check import run
+
+    raise typer.Exit(run(url, model, api_key, as_json=as_json, strict=strict))
 
 
 @app.command("kong-conf")

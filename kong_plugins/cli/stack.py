@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from kong_plugins.adapters.ledger import EmbeddedValkey, EmbeddedValkeyError, connect_ledger
 from kong_plugins.application.ports import LedgerUnavailable
 from kong_plugins.cli import kong_node
+from kong_plugins.cli.engine_check import ENGINE_KEY, check_at_start
 from kong_plugins.cli.paths import source_root
 from kong_plugins.cli.processes import (
     Child,
@@ -66,6 +67,7 @@ class StackOptions:
     ledger_url: str | None = None  # None: an embedded Valkey in data_dir
     engine_args: tuple[str, ...] = ()
     plugin_args: tuple[str, ...] = ()
+    check_engine: bool = True  # an upstream given by its URL is tried out first
     collect: bool = False  # into data_dir/books.duckdb
     collector_args: tuple[str, ...] = ()
 
@@ -231,6 +233,8 @@ def _start_engine(options: StackOptions, processes: Processes, say: Say) -> str:
         if not tcp_port_answers(port, parts.hostname or "")():
             raise StackError(f"nothing answers at --upstream {options.upstream}: start the engine first")
         say(f"engine      {options.upstream} (already running)")
+        if options.check_engine:
+            check_at_start(options.upstream, os.environ.get(ENGINE_KEY), say)
         return options.upstream.rstrip("/")
     port = free_port()
     if options.upstream == "sim":

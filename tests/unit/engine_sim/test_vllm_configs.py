@@ -19,6 +19,7 @@ HARDWARE = {
     "gpu-memory-utilization",
     "enforce-eager",
     "load-format",
+    "scheduling-policy",
 }
 
 
