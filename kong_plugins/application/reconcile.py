@@ -23,6 +23,7 @@ from kong_plugins.application.reconcile_events import (
 )
 from kong_plugins.application.reconcile_scrapes import EngineSpan, Life, Place, Tokens, engine_span
 
+NEAR = 8  # spans tried before halving
 LEAKS_MAX = 5  # spans of a day that are named; whoever has more reads the first ones
 
 
@@ -150,12 +151,22 @@ class EngineCheck:
             first = marks[0]
             last = bisect_left(range(len(marks)), True, key=lambda n: bool(self._left(first, marks[n])))
             end = marks[last]
-            begin = bisect_left(range(last), True, key=lambda n: not self._left(marks[n + 1], end))
+            begin = self._begin(marks[:last], end)
             leaks.append(Leak(max(marks[begin], compared.span.from_us), end, self._left(marks[begin], end)))
             if last == len(marks) - 1:
                 break
             marks = marks[last:]
         return tuple(leaks)
+
+    def _begin(self, marks: Sequence[int], end: int) -> int:
+        """Mostly the step that made it so is all of it. Else halve: a shorter span may be explained by what crosses its
+        beginning, and a still shorter one not."""
+        for begin in range(len(marks) - 1, max(-1, len(marks) - 1 - NEAR), -1):
+            if self._left(marks[begin], end):
+                return begin
+        return bisect_left(
+            range(len(marks)), True, key=lambda n: n + 1 == len(marks) or not self._left(marks[n + 1], end)
+        )
 
     def _left(self, start_us: int, end_us: int) -> Tokens:
         compared = self.compare(start_us, end_us) if start_us < end_us else None
