@@ -1,4 +1,4 @@
-"""`token-quota engine-check`: each missing flag of an engine is found and told with its fix, and stops `up` if need be."""
+"""`token-quota engine-check`: each missing flag of an engine is told with its fix, and stops `up` if need be."""
 
 from __future__ import annotations
 

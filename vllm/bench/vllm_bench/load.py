@@ -8,11 +8,13 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.synchronize import Barrier
 from types import TracebackType
 
 from vllm_bench.prompts import chat_body, texts
 from vllm_bench.wire import Connection, Reply, Target
 
+STARTED_S = 60.0
 START_IN_S = 0.3  # every process has its task by then, so that all begin together
 
 
@@ -57,11 +59,12 @@ class Clients:
     def __init__(self, processes: int) -> None:
         self._processes = processes
         context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(processes, mp_context=context)
+        barrier = context.Barrier(processes)
+        self._pool = ProcessPoolExecutor(processes, context, initializer=_be_there, initargs=(barrier,))
 
     def __enter__(self) -> Clients:
         # Imports take longer than START_IN_S: have every process up before the first cell.
-        list(self._pool.map(_be_there, [time.monotonic() + 3.0] * self._processes))
+        list(self._pool.map(abs, range(self._processes)))
         return self
 
     def __exit__(
@@ -88,8 +91,8 @@ class Clients:
         )
 
 
-def _be_there(until: float) -> None:
-    time.sleep(max(0.0, until - time.monotonic()))
+def _be_there(barrier: Barrier) -> None:
+    barrier.wait(STARTED_S)
 
 
 @dataclass(slots=True)
