@@ -13,6 +13,11 @@ LOCKS = {
     "plugins.lock": ["pyproject.toml"],  # what a Kong node runs
     # what demo and tests run
     "dev.lock": [*EXTRAS, "pyproject.toml", "requirements/dev.in"],
+    # what keeps the books; of the versions that the tests ran with
+    "collector.lock": [
+        *("--extra=books", "--extra=kafka", "--extra=clickhouse"),
+        *("pyproject.toml", "--constraint=requirements/dev.lock"),
+    ],
 }
 
 

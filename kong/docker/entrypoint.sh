@@ -1,6 +1,12 @@
 #!/bin/sh
-# Fill the decK file's ${{ env "DECK_…" }} references in for DB-less Kong, then hand over to Kong's own entry point.
+# In front of Kong's own entry point, which prepares the prefix, removes sockets that a killed container left, sends the
+# logs to stdout and stderr, and reads KONG_…_FILE. We bring what it does not know: the ledger, the keys, the sockets.
 set -eu
-umask 077
-/opt/token-quota/bin/python -m kong_plugins.cli render /etc/token-quota/kong.yaml > "$KONG_DECLARATIVE_CONFIG"
+home=$(dirname "$(dirname "$(readlink -f "$0")")")
+. "$home/docker/environment.sh"
+kong_environment
+if [ "${1:-}" = kong ] && [ "${2:-}" = docker-start ]; then
+  mkdir -p "$KONG_PREFIX"
+  render
+fi
 exec /docker-entrypoint.sh "$@"
