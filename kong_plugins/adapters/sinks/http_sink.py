@@ -10,7 +10,7 @@ import http.client
 import ssl
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from urllib.parse import SplitResult
 
 from kong_plugins.adapters.event_records import NotAnEvent, read_entry
@@ -36,6 +36,7 @@ class HttpSink:
         batch: int = BATCH,
         timeout_s: float = TIMEOUT_S,
         ca_file: str | None = None,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         """``url``: http or https, with host and path. ``batch``: events in one request; 1 sends each by itself, as
         ``application/cloudevents+json``. ``ca_file``: who signs the other side's certificate, if not a public one.
@@ -47,6 +48,7 @@ class HttpSink:
         self._token = token
         self._batch = batch
         self._timeout_s = timeout_s
+        self._now = now
         self._turn = threading.Lock()
         self._connection: http.client.HTTPConnection | None = None
         self._not_before = 0.0
@@ -91,7 +93,7 @@ class HttpSink:
 
     def _post(self, entries: list[OutboxEntry]) -> str | None:
         """None: taken. Else why this body never will be."""
-        if (left := self._not_before - time.monotonic()) > 0:
+        if (left := self._not_before - self._now()) > 0:
             raise SinkUnavailable(f"{self._url.geturl()} asked to be left alone for another {left:.0f} s")
         if self._batch == 1:
             kind, body = "application/cloudevents+json", entries[0].event
@@ -107,7 +109,7 @@ class HttpSink:
         text = f"{self._url.geturl()} answered {answer.status} {answer.reason}" + (f": {shown}" if shown else "")
         if answer.status in _REFUSED:
             return text
-        self._not_before = time.monotonic() + _retry_after_s(answer.getheader("Retry-After"))
+        self._not_before = self._now() + _retry_after_s(answer.getheader("Retry-After"))
         if answer.status in {401, 403}:
             text += f" (the token is from {self._token!r})"
         raise SinkUnavailable(text)

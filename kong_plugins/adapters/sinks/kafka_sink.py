@@ -47,12 +47,11 @@ class KafkaSink:
         ``timeout_s``: for a batch to be acknowledged by all replicas that are in sync. Connects when first written to.
 
         Raises:
-            ImportError: no confluent-kafka; the message says how to get it.
+            ValueError: librdkafka does not take a setting.
+            SinkUnavailable: the password's file cannot be read.
         """
-        try:
-            import confluent_kafka  # noqa: F401 - only to say so at once
-        except ImportError:
-            raise ImportError("no confluent-kafka here: pip install 'kong-token-quota[kafka]'") from None
+        from confluent_kafka import KafkaException
+
         self._servers = servers
         self._topic = topic
         self._user = user
@@ -62,6 +61,11 @@ class KafkaSink:
         self._turn = threading.Lock()
         self._producer: Producer | None = None
         self._last_error = ""
+        try:
+            self._connect()
+        except KafkaException as error:
+            raise ValueError(f"Kafka: {error.args[0].str()}") from None
+        self._drop_producer()
 
     def __repr__(self) -> str:
         return f"KafkaSink({self._servers!r}, {self._topic!r})"
@@ -109,8 +113,8 @@ class KafkaSink:
                             raise SinkUnavailable(self._why(f"its queue is full for {self._timeout_s} s")) from None
             while delivery.missing and time.monotonic() < deadline + _POLL_S:
                 producer.poll(_POLL_S)
-        except KafkaException as error:  # of the settings
-            raise SinkUnavailable(self._why(str(error.args[0]))) from None
+        except KafkaException as error:  # a file that the settings name is gone
+            raise SinkUnavailable(self._why(error.args[0].str())) from None
         finally:
             if delivery.missing or delivery.failure is not None:
                 self._drop_producer()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
@@ -23,7 +24,8 @@ def open_sink(url: str) -> Sink:
     """The sink at ``url``. Connects when first written to.
 
     Raises:
-        ValueError: not a URL of a known form, or an option that the sink does not have.
+        ValueError: not a URL of a known form, or an option that the sink does not have or take.
+        ImportError: what the sink needs is not installed; the message says how to get it.
     """
     parts = urlsplit(url)
     opener = _OPENERS.get(parts.scheme)
@@ -47,7 +49,14 @@ def _path(parts: SplitResult) -> Path:
     return Path(unquote(parts.path))
 
 
+def _require(extra: str, *modules: str) -> None:
+    for module in modules:
+        if find_spec(module) is None:
+            raise ImportError(f"no {module} here: pip install 'kong-token-quota[{extra}]'")
+
+
 def _duckdb(parts: SplitResult, options: Options) -> Sink:
+    _require("books", "duckdb", "pyarrow")
     from kong_plugins.adapters.sinks.duckdb_sink import WAIT_S, DuckDBSink
 
     return DuckDBSink(_path(parts), wait_s=seconds(options, "wait_s", WAIT_S))
@@ -92,6 +101,7 @@ _KAFKA = {
 
 
 def _kafka(parts: SplitResult, options: Options) -> Sink:
+    _require("kafka", "confluent_kafka")
     from kong_plugins.adapters.sinks.kafka_sink import TIMEOUT_S, KafkaSink
 
     _without_password(parts)
