@@ -54,7 +54,8 @@ class Ledger(Protocol):
     def hold(self, request: HoldRequest) -> HoldOutcome:
         """Hold every line or none. With an attempt, first look at the logical request's earlier attempts: one that
         runs, has finished or was for something else answers in this one's place (``HoldOutcome.earlier``); one that was
-        aborted, failed or expired, or whose answer was lost in a crash, lets it run."""
+        aborted, failed or expired, or whose answer was lost in a crash, lets it run. With slots, one of each is taken
+        too; where one has none free, nothing else is looked at."""
 
     def settle(self, settlement: Settlement) -> SettleOutcome:
         """Post real usage, drop the hold, append the event: once. Usage above the hold is posted as it is. With an
@@ -62,7 +63,7 @@ class Ledger(Protocol):
 
     def tighten(self, tenant: str, hold_id: str, amounts: Sequence[tuple[str, int]]) -> bool:
         """Lower an open hold's amounts by line key (never raise). False when the hold is not open. Where nothing is
-        held any more, nobody may ever settle it: it no longer stands in the way of a retry."""
+        held any more, nobody may ever settle it: it no longer stands in the way of a retry and gives its slots back."""
 
     def peek(self, tenant: str, lines: Sequence[Line]) -> tuple[LineState, ...]:
         """The lines' counters now, changing nothing but what has expired."""

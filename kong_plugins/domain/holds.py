@@ -14,6 +14,7 @@ from enum import StrEnum
 
 from kong_plugins.domain.attempts import AnswerKept, Attempt, Earlier
 from kong_plugins.domain.budgets import TOKENS_MAX, Mode, Weights, check_units
+from kong_plugins.domain.concurrency import Slots, SlotState
 from kong_plugins.domain.usage import Evidence, Usage
 from kong_plugins.domain.windows import WindowSpec
 
@@ -50,10 +51,11 @@ class HoldRequest:
     ``event`` is the billing event to write if nobody ever settles: outcome ``expired``, evidence ``held``, no usage.
     Without one the ledger writes ``default_expiry_event``.
 
-    ``attempt``: the logical request that this is a try of, where the client may try again.
+    ``attempt``: the logical request that this is a try of, where the client may try again. ``slots``: of each one is
+    taken too; where one has none free, nothing is held and no budget is looked at.
 
     Raises:
-        ValueError: two lines count on one counter, or the hold would end before it began.
+        ValueError: two lines count on one counter or two slots are the same, or the hold would end before it began.
     """
 
     tenant: str
@@ -62,10 +64,13 @@ class HoldRequest:
     ttl_us: int
     event: bytes = b""
     attempt: Attempt | None = None
+    slots: tuple[Slots, ...] = ()
 
     def __post_init__(self) -> None:
         if self.ttl_us < 1:
             raise ValueError(f"a hold lasts at least a microsecond, not {self.ttl_us}")
+        if len(self.slots) > 1 and len({each.key for each in self.slots}) < len(self.slots):
+            raise ValueError(f"hold {self.hold_id!r} takes the same slots twice: give each limit its own key")
         if len(self.lines) > 1 and len({(line.key, line.window) for line in self.lines}) < len(self.lines):
             raise ValueError(f"two lines of hold {self.hold_id!r} share a counter: give each budget its own name")
 
@@ -104,13 +109,15 @@ class LineState:
 
 @dataclass(frozen=True, slots=True)
 class HoldOutcome:
-    """``earlier``: not admitted, as an earlier attempt at the same logical request answers for it; no states then."""
+    """``earlier``: not admitted, as an earlier attempt at the same logical request answers for it; no states then.
+    ``slots``: one per slots asked for; no ``states`` where one of them is ``short``."""
 
     admitted: bool
     states: tuple[LineState, ...]  # one per line, in the request's order
     now_us: int  # the ledger's clock
     repeated: bool = False
     earlier: Earlier | None = None
+    slots: tuple[SlotState, ...] = ()
 
 
 class HoldState(StrEnum):

@@ -10,6 +10,7 @@ from hypothesis.stateful import Bundle, multiple, rule
 from kong_plugins.adapters.ledger import EmbeddedValkey
 from kong_plugins.domain.attempts import Attempt
 from kong_plugins.domain.budgets import COMPLETION, TOTAL, Mode, Weights
+from kong_plugins.domain.concurrency import Slots
 from kong_plugins.domain.holds import HoldRequest, Line, Settlement
 from kong_plugins.domain.partitions import partition_of
 from kong_plugins.domain.usage import Evidence, Usage
@@ -19,6 +20,7 @@ from tests.contract.side_by_side import Ending, SideBySide, drive, endings, usag
 OPERATIONS = 10_000
 FORGOTTEN_SOON_US = 30_000
 TENANTS = ("acme", "globex")
+Known = tuple[str, str, tuple[Line, ...], tuple[Slots, ...]]  # tenant, hold, and what it holds
 BUDGETS = (
     Line("second", FixedWindow(Unit.SECOND), TOTAL, 80, 0),
     Line("month", FixedWindow(Unit.MONTH, "Asia/Kolkata", 31), TOTAL, 400, 0),
@@ -50,31 +52,40 @@ attempts = st.builds(
 )
 
 
+slots = st.lists(
+    st.builds(Slots, st.sampled_from(["all", "model"]), st.sampled_from([1, 3, 8]), ttls),
+    max_size=2,
+    unique_by=lambda each: each.key,
+)
+
+
 class Histories(SideBySide):
     """Ids of admitted holds flow through the bundle, so that later steps settle, tighten and repeat them."""
 
     whose = TENANTS
     ids = Bundle("ids")
 
-    @rule(target=ids, tenant=tenants, lines=lines, ttl_us=ttls, attempt=st.none() | attempts)
-    def hold(self, tenant: str, lines: list[Line], ttl_us: int, attempt: Attempt | None):
+    @rule(target=ids, tenant=tenants, lines=lines, ttl_us=ttls, attempt=st.none() | attempts, slots=st.just([]) | slots)
+    def hold(self, tenant: str, lines: list[Line], ttl_us: int, attempt: Attempt | None, slots: list[Slots]):
         hold_id = f"r{self.steps}"
-        outcome = self.same("hold", HoldRequest(tenant, hold_id, tuple(lines), ttl_us, attempt=attempt))
+        request = HoldRequest(tenant, hold_id, tuple(lines), ttl_us, attempt=attempt, slots=tuple(slots))
+        outcome = self.same("hold", request)
+        assert not outcome.admitted or all(state.taken <= state.limit for state in outcome.slots)
         if not outcome.admitted:
             return multiple()
         for line, state in zip(lines, outcome.states, strict=True):
             assert line.mode is not Mode.HARD or state.committed + state.held <= line.limit
         self.expected_events.append(hold_id)
         self.held.append((tenant, hold_id))
-        return tenant, hold_id, tuple(lines)
+        return tenant, hold_id, tuple(lines), tuple(slots)
 
     @rule(known=ids)
-    def hold_again(self, known: tuple[str, str, tuple[Line, ...]]) -> None:
-        tenant, hold_id, lines = known
-        assert self.same("hold", HoldRequest(tenant, hold_id, lines, 1_000)).repeated
+    def hold_again(self, known: Known) -> None:
+        tenant, hold_id, lines, slots = known
+        assert self.same("hold", HoldRequest(tenant, hold_id, lines, 1_000, slots=slots)).repeated
 
     @rule(known=ids, usage=usages, ending=endings)
-    def settle(self, known: tuple[str, str, tuple[Line, ...]], usage: Usage, ending: Ending) -> None:
+    def settle(self, known: Known, usage: Usage, ending: Ending) -> None:
         self.end(known[0], known[1], usage, ending)
 
     @rule(tenant=tenants, usage=usages)
@@ -82,7 +93,7 @@ class Histories(SideBySide):
         self.same("settle", Settlement(tenant, "nobody", usage, Evidence.EXACT, b"{}"))
 
     @rule(known=ids, amounts=st.lists(st.tuples(st.sampled_from([b.key for b in BUDGETS]), st.integers(0, 60))))
-    def tighten(self, known: tuple[str, str, tuple[Line, ...]], amounts: list[tuple[str, int]]) -> None:
+    def tighten(self, known: Known, amounts: list[tuple[str, int]]) -> None:
         self.same("tighten", known[0], known[1], amounts)
 
     @rule(tenant=tenants, line=st.sampled_from(BUDGETS), amount=st.integers(-50, 50) | st.just(-(10**12)))

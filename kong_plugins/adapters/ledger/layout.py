@@ -68,6 +68,11 @@ def counter_path(tenant: str, line_key: str, window: WindowSpec) -> str:
     return f"{encode(tenant)}/{encode(line_key)}/{describe(window).replace(' ', ':')}"
 
 
+def slots_path(tenant: str, key: str) -> str:
+    """Name of a tenant's slots in its partition."""
+    return f"{encode(tenant)}/{encode(key)}"
+
+
 def tries_path(tenant: str, attempt: Attempt) -> str:
     """Name of the logical requests of a key in its partition."""
     return f"{encode(tenant)}/{'derived' if attempt.derived else 'client'}/{attempt.key}"

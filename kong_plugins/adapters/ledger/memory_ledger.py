@@ -10,8 +10,10 @@ from heapq import heappop, heappush
 
 from kong_plugins.adapters.ledger import layout
 from kong_plugins.adapters.ledger.memory_attempts import Attempts, Charged, Posted, Try
+from kong_plugins.adapters.ledger.memory_slots import TakenSlots
 from kong_plugins.application.ports import Balance, Grant, OutboxEntry
 from kong_plugins.domain.budgets import Mode
+from kong_plugins.domain.concurrency import slot_states
 from kong_plugins.domain.counters import BucketCounter, Counter, FixedCounter, RollingCounter
 from kong_plugins.domain.events import reversal_id
 from kong_plugins.domain.holds import (
@@ -59,6 +61,7 @@ class _Hold:
     posted: tuple[tuple[str, int], ...] = ()
     tried: Try | None = None
     reversed_id: str | None = None
+    slots: tuple[str, ...] = ()  # taken, while it is open
 
 
 def _apart(kept: _Kept) -> _Kept:
@@ -93,6 +96,7 @@ class MemoryLedger:
         self._grants: defaultdict[str, list[Grant]] = defaultdict(list)
         self._grant_ids: dict[str, int] = {}
         self._attempts = Attempts(answers_bytes)
+        self._slots = TakenSlots()
 
     def hold(self, request: HoldRequest) -> HoldOutcome:
         with self._lock:
@@ -112,13 +116,17 @@ class MemoryLedger:
                 )
                 if earlier is not None:
                     return HoldOutcome(False, (), now_us, earlier=earlier)
+            slots = tuple(layout.slots_path(request.tenant, each.key) for each in request.slots)
+            taken = [self._slots.count(path, now_us) for path in slots]
+            if any(count >= each.limit for count, each in zip(taken, request.slots, strict=True)):
+                return HoldOutcome(False, (), now_us, slots=slot_states(request.slots, taken, False))
             found = [self._counter(request.tenant, line, now_us) for line in request.lines]
             states = tuple(
                 self._state(line, kept.counter, now_us) for line, (_, kept) in zip(request.lines, found, strict=True)
             )
             refuses = any(s.short and ln.mode is Mode.HARD for s, ln in zip(states, request.lines, strict=True))
             if refuses or known is not None:
-                return HoldOutcome(False, states, now_us)
+                return HoldOutcome(False, states, now_us, slots=slot_states(request.slots, taken, False))
             after = []
             for line, state, (path, kept) in zip(request.lines, states, found, strict=True):
                 kept.counter.held += line.amount
@@ -128,7 +136,7 @@ class MemoryLedger:
                 after.append(
                     held if held.short else replace(held, reset_us=kept.counter.reset_us(now_us, line.limit, 0))
                 )
-            outcome = HoldOutcome(True, tuple(after), now_us)
+            outcome = HoldOutcome(True, tuple(after), now_us, slots=slot_states(request.slots, taken, True))
             lapses_us = now_us + request.ttl_us
             tried = None
             if request.attempt is not None:
@@ -146,7 +154,10 @@ class MemoryLedger:
                 lines=[(path, line, line.amount) for line, (path, _) in zip(request.lines, found, strict=True)],
                 event=request.expiry_event,
                 tried=tried,
+                slots=slots,
             )
+            for path, each in zip(slots, request.slots, strict=True):
+                self._slots.take(path, request.hold_id, now_us + each.ttl_us)
             heappush(self._due[partition_of(request.tenant)], (lapses_us, name))
             return outcome
 
@@ -221,8 +232,10 @@ class MemoryLedger:
                 amount = max(0, min(held, lower.get(line.key, held)))
                 self._counters[path].counter.held -= held - amount
                 hold.lines[index] = (path, line, amount)
-            if hold.tried is not None and not any(amount for _, _, amount in hold.lines):
-                self._attempts.conclude(hold.tried, "b", now_us)
+            if not any(amount for _, _, amount in hold.lines):
+                self._leave(hold)
+                if hold.tried is not None:
+                    self._attempts.conclude(hold.tried, "b", now_us)
             return True
 
     def peek(self, tenant: str, lines: Sequence[Line]) -> tuple[LineState, ...]:
@@ -370,10 +383,15 @@ class MemoryLedger:
                 ended += self._advance(hold, now_us)
         return ended
 
+    def _leave(self, hold: _Hold) -> None:
+        self._slots.leave(hold.slots, hold.name.partition("/")[2])
+        hold.slots = ()
+
     def _lapse(self, hold: _Hold) -> None:
         for path, _, held in hold.lines:
             self._counters[path].counter.held -= held
         hold.lapsed = True
+        self._leave(hold)
         heappush(self._ending[hold.partition], (hold.ends_us, hold.name))
 
     def _advance(self, hold: _Hold, now_us: int) -> bool:
@@ -397,6 +415,7 @@ class MemoryLedger:
     def _end(
         self, hold: _Hold, state: HoldState, event: bytes, posted: tuple[tuple[str, int], ...], now_us: int
     ) -> None:
+        self._leave(hold)
         hold.state, hold.posted, hold.ends_us = state, posted, now_us + self._terminal_us
         heappush(self._forgotten, (hold.ends_us, hold.name))
         self._append(hold.partition, hold.name.partition("/")[2], event, posted)

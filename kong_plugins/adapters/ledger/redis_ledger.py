@@ -13,6 +13,7 @@ from kong_plugins.adapters.ledger import layout
 from kong_plugins.adapters.ledger.connections import Argument, Connections, Script, load_script
 from kong_plugins.application.ports import Balance, Grant, LedgerUnavailable, OutboxEntry
 from kong_plugins.domain.attempts import Attempt, Earlier, Standing
+from kong_plugins.domain.concurrency import slot_states
 from kong_plugins.domain.events import reversal_id
 from kong_plugins.domain.holds import (
     HoldOutcome,
@@ -66,6 +67,8 @@ class RedisLedger:
         member = layout.member(request.tenant, request.hold_id)
         about = (request.hold_id, request.ttl_us, self._grace_us, self._terminal_us, request.expiry_event)
         tried = () if request.attempt is None else (_tried(request.tenant, request.attempt),)
+        if request.slots:
+            tried = (*(tried or (None,)), _slots(request))
 
         def attempt(now_us: int) -> tuple[list[str], list[Argument]]:
             counters, lines = self._place(request.tenant, tag, request.lines, now_us)
@@ -74,14 +77,21 @@ class RedisLedger:
             return keys, [tag, request.tenant, encoded, member, _pack((*about, weighted, *tried))]
 
         status, now_us, states = self._call_in_window("hold", attempt)
+        if status == b"busy":
+            return HoldOutcome(False, (), now_us, slots=slot_states(request.slots, states, False))
         if status not in _DECIDED:
             hold_id, *answer = states
             earlier = Earlier(Standing(status.decode()), _text(hold_id), *answer)
             return HoldOutcome(False, (), now_us, earlier=earlier)
         if status == b"again":
-            now_us, states = states
+            now_us, *first = states
+            states = first if request.slots else first[0]
+        admitted, taken = status != b"refused", ()
+        if request.slots:
+            states, taken = states
         outcome = tuple(map(_state, request.lines, states))
-        return HoldOutcome(status != b"refused", outcome, now_us, repeated=status == b"again")
+        slots = slot_states(request.slots, taken, admitted)
+        return HoldOutcome(admitted, outcome, now_us, repeated=status == b"again", slots=slots)
 
     def settle(self, settlement: Settlement) -> SettleOutcome:
         tenant, usage = settlement.tenant, settlement.usage
@@ -245,6 +255,10 @@ def _tried(tenant: str, attempt: Attempt) -> tuple[Argument, ...]:
     key, most = layout.tries_path(tenant, attempt), layout.remembered(attempt)
     derived, retry = int(attempt.derived), int(attempt.retry)
     return key, attempt.fingerprint, derived, retry, attempt.ttl_us, attempt.attempts_max, most
+
+
+def _slots(request: HoldRequest) -> list[tuple[str, int, int]]:
+    return [(layout.slots_path(request.tenant, each.key), each.limit, each.ttl_us) for each in request.slots]
 
 
 def _weights(line: Line) -> tuple[int, ...]:

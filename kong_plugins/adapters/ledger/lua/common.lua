@@ -7,6 +7,7 @@
 --   {pN}:tenants            zset   tenants by until when they have a live counter
 --   {pN}:outbox             stream events: id, event, then (posted.LINE, amount) pairs
 --   {pN}:hold:TENANT/ID     string msgpack of a hold, see hold.lua; short-lived once it has ended
+--   {pN}:slots:TENANT/KEY   zset   ids of holds that have one of these slots, by until when
 --   {pN}:live:TENANT        zset   counters of a tenant by until when they are live
 --   {pN}:count:TENANT/LINE/WINDOW  hash, a counter:
 --       c committed  h held  x expires  l limit  m mode  k line key  w window  q kind  a b the kind's numbers

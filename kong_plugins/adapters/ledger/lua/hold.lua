@@ -1,20 +1,23 @@
 -- Hold every line or none. An attempt is tried only where no earlier one answers for it.
 -- KEYS  1 the hold, 2.. a counter for each line
 -- ARGV  1 tag, 2 tenant, 3 encoded tenant, 4 member (encoded tenant/hold id), 5 msgpack of
---       {hold id, ttl, grace, how long its end is remembered, event to expire with, lines, attempt or nothing}, a line
+--       {hold id, ttl, grace, how long its end is remembered, event to expire with, lines, attempt, slots}, a line
 --       being {line key, kind, a, b, limit, amount, mode, window in words, uncached, cached, completion, request,
 --       denominator}, an attempt {TENANT/KIND/KEY, fingerprint, derived 0/1, retry 0/1, how long it is remembered,
---       attempts of one logical request at most, logical requests of one key at most}
--- Returns msgpack {status, now, value}: "held" or "refused" with {committed, held, reset, short 0/1} for each line;
---       "again" with {when, those as first answered}; "window" when a fixed window is not the server's current one;
+--       attempts of one logical request at most, logical requests of one key at most} or nil, slots nil or for each
+--       {TENANT/KEY, limit, how long one is taken}
+-- Returns msgpack {status, now, value}: "held" or "refused" with states, {committed, held, reset, short 0/1} for each
+--       line, where slots were asked for with {states, how many of each were taken}; "busy" with how many of each are
+--       taken, when one has none free; "again" with {when, states as first answered, and of slots likewise}; "window"
+--       when a fixed window is not the server's current one;
 --       "running", "gone" or "mismatch" with {the earlier attempt}; "finished" with {the earlier attempt, its answer}.
 local tag, tenant, encoded, member = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local id, ttl, grace, remembered, event, lines, attempt = unpack(cmsgpack.unpack(ARGV[5]))
+local id, ttl, grace, remembered, event, lines, attempt, slots = unpack(cmsgpack.unpack(ARGV[5]), 1, 8)
 if astray(lines) then return pack('window') end
 sweep(tag, 'open', 64)
 
 local known = find(tag, member)
-if known and known.n then return pack('again', {known.at, known.n}) end
+if known and known.n then return pack('again', {known.at, known.n, known.q}) end
 
 -- Where a logical request stands: 'r', 'l' or 'k' (then with the answer), or 'b', and it may be tried again.
 local function standing(entry)
@@ -79,6 +82,15 @@ if attempt and not known then
   if earlier then return pack(earlier[1], earlier[2]) end
 end
 
+local taken, busy = {}, false
+for i, each in ipairs(slots or {}) do
+  local key = tag .. 'slots:' .. each[1]
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
+  taken[i] = redis.call('ZCARD', key)
+  busy = busy or taken[i] >= each[2]
+end
+if busy then return pack('busy', taken) end
+
 local counters, states, refused = {}, {}, known and true or false
 for i, line in ipairs(lines) do
   local limit, amount = line[5], line[6]
@@ -104,13 +116,23 @@ for i, line in ipairs(lines) do
     kept[i] = {KEYS[i + 1], line[1], n.kind, n.a, n.b, line[6], line[9], line[10], line[11], line[12], line[13]}
   end
 end
-if refused then return pack('refused', states) end
+local answer = slots and {states, taken} or states
+if refused then return pack('refused', answer) end
 
 local lapses = now + ttl
 local hold = {s = 'open', at = now, n = states, l = lapses, e = lapses + grace, k = remembered, v = event, i = id, b = kept}
 if attempt then
   hold.t = begin(tag, attempt[1], number, member, id, hold.e, attempt[5], attempt[2], attempt[7])
 end
+if slots then
+  hold.o, hold.q = {}, taken
+  for i, each in ipairs(slots) do
+    local key = tag .. 'slots:' .. each[1]
+    hold.o[i] = key
+    redis.call('ZADD', key, now + each[3], id)
+    if redis.call('PTTL', key) < ms(each[3]) then redis.call('PEXPIREAT', key, ms(now + each[3])) end
+  end
+end
 redis.call('SET', KEYS[1], cmsgpack.pack(hold), 'PXAT', ms(hold.e + MONTH))
 redis.call('ZADD', tag .. 'open', lapses, member)
-return pack('held', states)
+return pack('held', answer)

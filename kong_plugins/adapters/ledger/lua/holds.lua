@@ -1,15 +1,23 @@
 -- Holds. A record is {s state, n states as first answered, ...}; an open one also has
 --   at, l when it lapses, e when its grace is over, k how long its end is remembered, v event to expire with,
 --   i id, b lines {counter, line key, kind, a, b, amount, weights of uncached, cached, completion, request, denominator}
+-- One that took slots has o, their keys while it is open, and q, how many of each were taken before it.
 -- An attempt at a logical request has t, also once it ended (and i then too), see attempts.lua; r is what it reversed.
 local function find(tag, member)
   local packed = redis.call('GET', tag .. 'hold:' .. member)
   return packed and cmsgpack.unpack(packed)
 end
 
+-- Give back the slots that a hold has taken.
+local function leave(hold)
+  for _, key in ipairs(hold.o or {}) do redis.call('ZREM', key, hold.i) end
+  hold.o = nil
+end
+
 -- The end of a hold: remembered for a while, its event in the outbox.
 local function finish(tag, member, hold, state, event, posted, reversed)
-  local ended = {s = state, at = hold.at, n = hold.n, p = posted, t = hold.t, i = hold.t and hold.i, r = reversed}
+  leave(hold)
+  local ended = {s = state, at = hold.at, n = hold.n, q = hold.q, p = posted, t = hold.t, i = hold.t and hold.i, r = reversed}
   redis.call('SET', tag .. 'hold:' .. member, cmsgpack.pack(ended), 'PXAT', ms(now + hold.k))
   redis.call('ZREM', tag .. (hold.s == 'open' and 'open' or 'lapsed'), member)
   local fields = {}
@@ -27,6 +35,7 @@ local function advance(tag, member, hold)
     for _, line in ipairs(hold.b) do
       if redis.call('EXISTS', line[1]) == 1 then redis.call('HINCRBY', line[1], 'h', -line[6]) end
     end
+    leave(hold)
     redis.call('ZREM', tag .. 'open', member)
     redis.call('ZADD', tag .. 'lapsed', hold.e, member)
     hold.s = 'lapsed'

@@ -1,4 +1,4 @@
--- Lower an open hold's amounts; a higher one is left as it is. One that holds nothing is in no retry's way.
+-- Lower an open hold's amounts; a higher one is left as it is. One that holds nothing is in no retry's way and has no slot.
 -- KEYS  1 the hold
 -- ARGV  1 tag, 2 member, 3 msgpack of {line key, amount} pairs
 -- Returns msgpack {"open" or "closed", now}.
@@ -17,6 +17,7 @@ for _, line in ipairs(hold.b) do
   end
   emptied = emptied and line[6] == 0
 end
+if emptied then leave(hold) end
 if emptied and hold.t then conclude(tag, hold.t, hold.i, 'b') end
 redis.call('SET', KEYS[1], cmsgpack.pack(hold), 'KEEPTTL')
 return pack('open')
