@@ -333,10 +333,25 @@ local function finish()
 end
 
 
-function UsageTap:log()
+-- For http-log and the like, which run after. Generated text is no log's business.
+local function publish_to_logs()
+  local record = {}
+  for key, value in pairs(published()) do
+    if key ~= "text" then
+      record[key] = value
+    end
+  end
+  kong.log.set_serialize_value("usage_tap", record)
+end
+
+
+function UsageTap:log(conf)
   local ok, problem = pcall(finish)
   if not ok then
     kong.log.err("outcome not readable: ", problem)
+  end
+  if conf.log_usage then
+    publish_to_logs()
   end
 end
 

@@ -17,6 +17,11 @@ return {
                 .. " Beyond it only its length is known.",
               type = "integer", required = true, default = 131072, between = { 0, 16777216 },
           } },
+          { log_usage = {
+              description = "Put what was seen of the request, without text, into log records (`usage_tap`): http-log can then"
+                .. " settle it at the collector's /log, a third chance beside the two plugins.",
+              type = "boolean", required = true, default = false,
+          } },
           { event_bytes_max = {
               description = "An event of a stream that hides usage waits for its end up to this length; a longer one passes"
                 .. " as it comes, with its usage.",

@@ -119,16 +119,27 @@ class LuaHost:
             ConfigError: the configuration does not fit the schema.
             LuaPluginError: there is no such plugin, or it does not load.
         """
-        try:
-            handler = self._require(f"kong.plugins.{name}.handler".encode())
-            schema = self._require(f"kong.plugins.{name}.schema".encode())
-        except LuaError as error:
-            raise LuaPluginError(f"Lua plugin {name} in {self._plugins_dir} does not load: {error}") from error
-        fields: Sequence[Any] = next((f["config"]["fields"] for f in _plain(schema[b"fields"]) if "config" in f), [])
-        filled, errors = complete(fields, config, "config")
+        handler = self._module(name, "handler")
+        filled, errors = complete(self.fields(name), config, "config")
         if errors:
             raise ConfigError("; ".join(str(error) for error in errors))
         return LuaPlugin(name, int(handler[b"PRIORITY"]), filled, handler, to_lua(self._lua, filled))
+
+    def fields(self, name: str) -> Sequence[Any]:
+        """The fields of a plugin's configuration, in Kong's schema language.
+
+        Raises:
+            LuaPluginError: there is no such plugin, or it does not load.
+        """
+        schema = _plain(self._module(name, "schema")[b"fields"])
+        found: Sequence[Any] = next((field["config"]["fields"] for field in schema if "config" in field), [])
+        return found
+
+    def _module(self, name: str, part: str) -> Any:
+        try:
+            return self._require(f"kong.plugins.{name}.{part}".encode())
+        except LuaError as error:
+            raise LuaPluginError(f"Lua plugin {name} in {self._plugins_dir} does not load: {error}") from error
 
     def pre_function(self, config: Mapping[str, Sequence[str]]) -> LuaPlugin:
         """Kong's bundled ``pre-function``: Lua sources by phase.
@@ -308,6 +319,10 @@ class LuaRequest:
             TypeError: the value cannot be packed.
         """
         return from_lua(self._calls[b"shared"](self._table)[key.encode()])
+
+    def serialize_value(self, key: str) -> Any:
+        """What ``kong.log.set_serialize_value`` put under ``key`` for the log plugins behind; None without."""
+        return from_lua(self._calls[b"serialize_value"](self._table, key.encode()))
 
     def shared_set(self, key: str, value: object) -> None:
         """``kong.ctx.shared.set`` as Kong carries it out; None deletes."""

@@ -220,6 +220,16 @@ for _, level in ipairs(LEVELS) do
   end
 end
 
+-- For the log plugins that run after: each request has its own.
+function log.set_serialize_value(key, value)
+  local values = current.serialize_values
+  if not values then
+    values = {}
+    current.serialize_values = values
+  end
+  values[key] = value
+end
+
 local function namespace(_, key)
   if not current then
     return nil
@@ -297,6 +307,11 @@ end
 
 host.headers_add, host.headers_set, host.headers_clear, host.headers_first =
   headers_add, headers_set, headers_clear, headers_first
+
+function host.serialize_value(req, key)
+  return req.serialize_values and req.serialize_values[key]
+end
+
 
 function host.shared(req)
   local shared = req.spaces.shared

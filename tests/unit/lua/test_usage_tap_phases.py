@@ -153,3 +153,21 @@ def test_log_alone_makes_the_table(host: LuaHost) -> None:
     request.log(host.plugin("usage-tap", {}))
     shared = request.shared_get("usage_tap")
     assert (shared["status"], shared["upstream_status"], shared["ended"]) == (499, "-", False)
+
+
+@pytest.mark.parametrize("log_usage", [True, False])
+def test_log_records_get_what_was_seen_but_no_text(host: LuaHost, log_usage: bool) -> None:
+    """Where asked for: the collector settles what http-log posts as the plugins do."""
+    request = fresh(host)
+    decision = {"v": 1, "allow": True, "meter": {"endpoint": "completions", "stream": True}, "log": {"hold": "h"}}
+    request.shared_set("token_quota", decision)
+    tap = host.plugin("usage-tap", {"log_usage": log_usage})
+    assert request.access(tap) is None
+    request.start_response(200, [(b"content-type", b"text/event-stream")])
+    request.header_filter(tap)
+    request.body_filter(tap, b'data: {"choices":[{"index":0,"text":"generated words"}]}\n\n', False)
+    request.log(tap)
+    seen = request.shared_get("usage_tap")
+    assert seen["text"] == "generated words"
+    logged = request.serialize_value("usage_tap")
+    assert logged == ({key: value for key, value in seen.items() if key != "text"} if log_usage else None)
