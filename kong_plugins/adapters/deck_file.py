@@ -29,11 +29,13 @@ from kong_plugins.adapters.deck_entities import (
 from kong_plugins.adapters.kong_schema import FieldError, complete
 
 __all__ = [
+    "FIELDS",
     "FORMATS",
     "Consumer",
     "Credential",
     "DeckConfig",
     "DeckError",
+    "Loader",
     "PluginRow",
     "Route",
     "Service",
@@ -53,7 +55,7 @@ def read_deck(text: str, env: Mapping[str, str]) -> DeckConfig:
     """
     try:
         # A subclass of SafeLoader: no object of Python's is ever built from the file.
-        data = yaml.load(render(text, env), Loader=_Loader)  # noqa: S506
+        data = yaml.load(render(text, env), Loader=Loader)  # noqa: S506
     except yaml.YAMLError as error:
         raise DeckError(f"the file is no YAML: {error}") from error
     if not isinstance(data, dict):
@@ -90,7 +92,7 @@ def render(text: str, env: Mapping[str, str]) -> str:
     return _VARIABLE.sub(value, text)
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """YAML as decK reads it: `on`, `yes` and dates stay strings, a key written twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -103,11 +105,11 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.yaml_implicit_resolvers = {
+Loader.yaml_implicit_resolvers = {
     first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":timestamp"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF"))
+Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), list("tTfF"))
 
 _TAGS = {"tags": {"type": "array", "elements": {"type": "string"}}}
 _STRINGS = {"type": "array", "elements": {"type": "string"}}
@@ -124,7 +126,7 @@ _PLUGIN_PROTOCOLS: dict[str, Any] = {
     },
 }
 
-_FIELDS: Mapping[str, Sequence[Mapping[str, Mapping[str, Any]]]] = {
+FIELDS: Mapping[str, Sequence[Mapping[str, Mapping[str, Any]]]] = {
     "services": [
         _ID,
         {"name": {"type": "string", "required": True}},
@@ -183,7 +185,7 @@ _FIELDS: Mapping[str, Sequence[Mapping[str, Mapping[str, Any]]]] = {
         _TAGS,
     ],
 }
-_TOP = (*_FIELDS, "_format_version", "_transform", "_info", "_comment", "_ignore")
+_TOP = (*FIELDS, "_format_version", "_transform", "_info", "_comment", "_ignore")
 
 
 class _Reader:
@@ -204,7 +206,7 @@ class _Reader:
             self._errors.append(FieldError("_format_version", f"expected one of: {', '.join(FORMATS)}"))
         for name in self._data:
             if name not in _TOP:
-                self._errors.append(FieldError(str(name), f"unknown field (this reader knows {', '.join(_FIELDS)})"))
+                self._errors.append(FieldError(str(name), f"unknown field (this reader knows {', '.join(FIELDS)})"))
         for name in ("services", "routes", "consumers", "keyauth_credentials", "plugins"):
             for path, entry in self._entries(name, self._data.get(name), name):
                 getattr(self, f"_add_{name}")(path, entry, {})
@@ -229,7 +231,7 @@ class _Reader:
             name = entry.get("name", entry.get("username")) if isinstance(entry, dict) else None
             place = f"{path}[{number}]" + (f" ({name})" if isinstance(name, str) else "")
             before = len(self._errors)
-            record, errors = complete(_FIELDS[kind], entry, place)
+            record, errors = complete(FIELDS[kind], entry, place)
             self._errors += errors
             if len(self._errors) == before:
                 yield place, record
