@@ -69,7 +69,12 @@ class Proxy:
             while outcome == "stale":
                 # nginx, too, sends a request once more when a kept connection turns out to be closed.
                 fresh = await self._open()
-                outcome = "refused" if fresh is None else await self._exchange_on(fresh)
+                if self._client.gone:  # nobody will tell us again
+                    if fresh is not None:
+                        fresh.abandon()
+                    outcome = "client gone"
+                else:
+                    outcome = "refused" if fresh is None else await self._exchange_on(fresh)
             break
         if outcome == "answered":
             return None

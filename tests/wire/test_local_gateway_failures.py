@@ -16,6 +16,8 @@ import msgpack
 import pytest
 from local_gateway_replay import WAIT_S, Answer, Case, Stage, alike, ask, cases, differences, parse, stage
 
+from kong_plugins.local_gateway.upstream import UpstreamConnection, UpstreamPool
+
 SERIALIZED = Path(__file__).parents[1] / "data" / "kong" / "serialize"
 Script = Callable[[Stage], Awaitable[None]]
 
@@ -96,6 +98,97 @@ def test_a_client_that_leaves_before_the_answer_is_a_499() -> None:
         assert alike(on.plugin.received[-1]) == alike(
             {"method": case.calls[-1][0]["method"], "argument": case.calls[-1][0]["argument"]}
         )
+
+    play("04-log-phase", script)
+
+
+@pytest.mark.parametrize("goes", ["reset", "close"])
+def test_a_client_that_leaves_in_the_access_phase_leaves_the_log_phase_what_access_did(goes: str) -> None:
+    """The access phase goes on to its end, nothing goes upstream, and log finds what access put down after the client
+    had left: what a plugin held for the request is settled there or nowhere."""
+
+    async def script(on: Stage) -> None:
+        asked, left = asyncio.Event(), asyncio.Event()
+        found: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+
+        async def holds(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            on.plugin.connections.append((asyncio.current_task(), writer))
+            unpacker = msgpack.Unpacker()
+            while data := await reader.read(65536):
+                unpacker.feed(data)
+                for _, msgid, method, (argument,) in unpacker:
+                    result: object = "ret"
+                    if argument.get("EventName") == "access":
+                        asked.set()
+                        await left.wait()
+                        result = {"Method": "kong.ctx.shared.set", "Args": ["hold", "open"]}
+                    elif argument.get("EventName") == "log":
+                        result = {"Method": "kong.ctx.shared.get", "Args": ["hold"]}
+                    elif argument.get("EventId") == "log":
+                        found.set_result(argument.get("Data"))
+                    event_id = argument.get("EventName", argument.get("EventId"))
+                    answer = {"Id": 1} if method == "plugin.StartInstance" else {"EventId": event_id, "Data": result}
+                    writer.write(msgpack.packb([1, msgid, None, answer]))
+            writer.close()
+
+        Path(on.socket).unlink()
+        async with await asyncio.start_unix_server(holds, on.socket):
+            case = cases("04-log-phase")["200-json"]
+            on.play(case)
+            _, writer = await send(on.gateway.port, case.request)
+            await asyncio.wait_for(asked.wait(), WAIT_S)
+            reset(writer) if goes == "reset" else writer.close()
+            (client,) = on.gateway._clients
+            while not client.gone:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0)  # whatever the gateway does about it, it has begun
+            left.set()
+            assert await asyncio.wait_for(found, WAIT_S) == "open"
+            assert on.upstream.requests == []
+            await on.gateway.stop()
+
+    play("04-log-phase", script, read_timeout_s=WAIT_S)
+
+
+class Reconnecting(UpstreamPool):
+    """Every new connection after the first waits until it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened = 0
+        self.wanted = asyncio.Event()
+        self.may = asyncio.Event()
+
+    async def connect(self, host: str, port: int, timeout_s: float, tls: bool) -> UpstreamConnection:
+        self.opened += 1
+        if self.opened > 1:
+            self.wanted.set()
+            await self.may.wait()
+        return await super().connect(host, port, timeout_s, tls)
+
+
+def test_a_client_that_leaves_while_a_kept_connection_is_replaced_is_logged_at_once() -> None:
+    """The upstream closed the kept connection under the request; the client left before there was another: nothing is
+    sent on that one, and nobody waits for the upstream's read timeout."""
+
+    async def script(on: Stage) -> None:
+        pool = on.gateway._upstreams = Reconnecting()
+        case = cases("04-log-phase")["200-json"]
+        assert (await first(on, case)).status == 200
+        await on.logged()
+        closing = case.request.replace(b'"m1"', b'"reset"').replace(b"Content-Length: 64", b"Content-Length: 67")
+        on.play(Case("left", closing, case.calls, client=case.client))
+        _, writer = await send(on.gateway.port, closing)
+        await asyncio.wait_for(pool.wanted.wait(), WAIT_S)
+        sent = len(on.upstream.requests)
+        reset(writer)
+        (client,) = on.gateway._clients
+        while not client.gone:
+            await asyncio.sleep(0.001)
+        pool.may.set()
+        await on.logged()
+        assert serialized(on)["response"]["status"] == 499
+        assert len(on.upstream.requests) == sent == 1
 
     play("04-log-phase", script)
 
