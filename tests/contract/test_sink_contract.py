@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from kong_plugins.adapters.sinks import open_sink
 from kong_plugins.application.ports import OutboxEntry, Sink, SinkUnavailable
+from tests.contract.sink_clickhouse import SERVER, EmbeddedStore, ServerStore
 from tests.contract.sink_events import (
     Booked,
     adjustment,
@@ -44,23 +46,38 @@ def server() -> Iterator[Receiver]:
     server.stop()
 
 
+@pytest.fixture(scope="module")
+def clickhouse_server() -> str:
+    pytest.importorskip("clickhouse_connect", reason="pip install 'kong-token-quota[clickhouse]'")
+    if not (url := os.environ.get(SERVER)):
+        pytest.skip(f"no ClickHouse server: set {SERVER}=clickhouse://user@127.0.0.1:8123/")
+    return url
+
+
 @pytest.fixture
 def receiver(server: Receiver) -> Receiver:
     server.events.clear()
     return server
 
 
-@pytest.fixture(params=["duckdb", "jsonl", "kafka", "http"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+@pytest.fixture(params=["duckdb", "jsonl", "kafka", "http", "clickhouse in process", "clickhouse"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     match request.param:
         case "duckdb":
-            return DuckDBStore(tmp_path)
+            yield DuckDBStore(tmp_path)
         case "jsonl":
-            return JsonLinesStore(tmp_path)
+            yield JsonLinesStore(tmp_path)
         case "kafka":
-            return KafkaStore(request.getfixturevalue("cluster"))
+            yield KafkaStore(request.getfixturevalue("cluster"))
+        case "http":
+            yield HttpStore(request.getfixturevalue("receiver"))
+        case "clickhouse in process":
+            pytest.importorskip("chdb", reason="no chdb: pip install chdb (534 MB)")
+            yield EmbeddedStore(tmp_path)
         case _:
-            return HttpStore(request.getfixturevalue("receiver"))
+            server = ServerStore(request.getfixturevalue("clickhouse_server"))
+            yield server
+            server.drop()
 
 
 @pytest.fixture

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -13,6 +15,7 @@ from kong_plugins.application.ports import Sink, SinkUnavailable
 
 Options = dict[str, str]
 MB = 1_000_000
+_DATABASE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 FORMS = (
     "duckdb:///path/books.duckdb, jsonl:///directory?rotate_mb=256&rotate=daily, clickhouse://user@host:8123/database,"
@@ -87,6 +90,46 @@ def _http(parts: SplitResult, options: Options) -> Sink:
         timeout_s=seconds(options, "timeout_s", TIMEOUT_S),
         ca_file=options.pop("ca_file", None),
     )
+
+
+def _clickhouse(parts: SplitResult, options: Options) -> Sink:
+    _require("clickhouse", "clickhouse_connect")
+    _require("books", "pyarrow")
+    from kong_plugins.adapters.sinks.clickhouse_sink import TIMEOUT_S, ClickHouseSink, connect_server
+
+    _without_password(parts)
+    database = parts.path.strip("/")
+    if not parts.hostname or not _DATABASE.fullmatch(database):
+        raise ValueError("clickhouse:// takes a host and a database: clickhouse://user@host:8123/token_quota")
+    secure = options.pop("secure", "false")
+    if secure not in {"true", "false"}:
+        raise ValueError(f"secure is 'true' or 'false', not {secure!r}")
+    connect = partial(
+        connect_server,
+        parts.hostname,
+        parts.port or (8443 if secure == "true" else 8123),
+        database,
+        user=unquote(parts.username or "default"),
+        password=_secret("TOKEN_QUOTA_CLICKHOUSE_PASSWORD", options.pop("password_file", None)),
+        secure=secure == "true",
+        ca_file=options.pop("ca_file", None),
+        timeout_s=seconds(options, "timeout_s", TIMEOUT_S),
+    )
+    return ClickHouseSink(connect, f"clickhouse://{parts.netloc}/{database}")
+
+
+def _chdb(parts: SplitResult, options: Options) -> Sink:
+    """ClickHouse as a library in this process, for trying it out."""
+    _require("clickhouse", "clickhouse_connect")
+    _require("books", "pyarrow")
+    if find_spec("chdb") is None:
+        raise ImportError("no chdb here: pip install chdb (534 MB)")
+    from kong_plugins.adapters.sinks.clickhouse_sink import ClickHouseSink, connect_embedded
+
+    database = options.pop("database", "token_quota")
+    if not _DATABASE.fullmatch(database):
+        raise ValueError(f"{database!r} is no name of a database: letters, digits and underscores")
+    return ClickHouseSink(partial(connect_embedded, _path(parts), database), parts.geturl())
 
 
 _KAFKA = {
@@ -173,6 +216,8 @@ def seconds(options: Options, name: str, default: float) -> float:
 _OPENERS: dict[str, Callable[[SplitResult, Options], Sink]] = {
     "duckdb": _duckdb,
     "jsonl": _jsonl,
+    "clickhouse": _clickhouse,
+    "clickhouse+chdb": _chdb,
     "kafka": _kafka,
     "cloudevents+http": _http,
     "cloudevents+https": _http,
