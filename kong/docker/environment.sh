@@ -69,7 +69,7 @@ render() {
 $keys
 LINES
     fi
-    "$home/bin/python" -m kong_plugins.cli render "$config" >"$KONG_DECLARATIVE_CONFIG.new"
+    "$home/bin/token-quota" render "$config" >"$KONG_DECLARATIVE_CONFIG.new"
     mv "$KONG_DECLARATIVE_CONFIG.new" "$KONG_DECLARATIVE_CONFIG"
   ) || exit 1
 }

@@ -3,4 +3,4 @@
 set -eu
 home=$(dirname "$(dirname "$(readlink -f "$0")")")
 . "$home/docker/environment.sh"
-exec "$home/bin/python" -m kong_plugins.cli "$@"
+exec "$home/bin/token-quota" "$@"

@@ -18,7 +18,7 @@ def test_the_images_settings_are_those_that_kong_conf_prints() -> None:
     """An operator who merges the printed lines runs what the image runs; only where Lua lies differs."""
     conf = _settings(CONF.read_text())
     printed = settings(Path("/usr/local/kong"), python="/opt/token-quota/bin/python")
-    assert conf["lua_package_path"].startswith("/opt/token-quota/lua/?.lua")
+    assert conf["lua_package_path"].startswith("/opt/token-quota/share/token-quota/?.lua")
     for key in printed.keys() - {"lua_package_path"}:
         assert conf[key] == printed[key], key
 
