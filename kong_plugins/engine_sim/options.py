@@ -93,7 +93,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> EngineOptions:
     sim.add_argument("--die-how", choices=[how.value for how in DieHow], default=DieHow.ERROR_EVENT.value)
     sim.add_argument("--hang-after-tokens", type=int, default=None)
     sim.add_argument("--status", type=int, default=None, help="answer every /v1 request with this status")
-    _switch(parser, "no-usage", False, "never report usage")
+    sim.add_argument("--no-usage", action="store_true", help="never report usage")
     given = parser.parse_args(arguments)
     try:
         return EngineOptions(

@@ -174,3 +174,9 @@ def test_a_fingerprint_tells_configurations_apart() -> None:
 def test_faults_change_field_by_field() -> None:
     faults = changed(Faults(status=503, requests=2), {"requests": None, "die_how": "reset"})
     assert faults == Faults(status=503, die_how=DieHow.RESET)
+
+
+def test_an_engine_can_be_told_to_report_no_usage() -> None:
+    """argparse's own boolean options read every `--no-…` as False: this one has to be a flag."""
+    assert parse_arguments(["--no-usage"]).no_usage
+    assert not parse_arguments([]).no_usage
