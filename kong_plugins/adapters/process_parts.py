@@ -22,6 +22,8 @@ from kong_plugins.adapters.tokenizers import ModelTokenCounter, OffLoopCounter
 from kong_plugins.application.ports import Ledger
 from kong_plugins.application.posting import Poster
 from kong_plugins.application.prompts import PromptsUnderWay
+from kong_plugins.domain.affinity import OpenByRank
+from kong_plugins.domain.concurrency import Pace
 from kong_plugins.domain.errors import CountUnavailable
 
 _log = logging.getLogger(__name__)
@@ -68,6 +70,8 @@ class ProcessParts:
         self._sweepers: list[Sweeper] = []
         self._counters: dict[tuple[tuple[str, str], ...], OffLoopCounter] = {}
         self.prompts = PromptsUnderWay()
+        self.pace = Pace()
+        self.ranks = OpenByRank()
         self.counts = GreenletQueue("count", capacity=COUNT_CAPACITY)
         self.releases = GreenletQueue("release", capacity=RELEASE_CAPACITY)
         self.records = GreenletQueue("record", capacity=RECORD_CAPACITY)

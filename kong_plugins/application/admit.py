@@ -9,6 +9,7 @@ from time import monotonic
 
 from kong_plugins.application.ports import Background, Ledger, LedgerUnavailable
 from kong_plugins.domain.attempts import Attempt, Earlier, Standing
+from kong_plugins.domain.concurrency import Slots, SlotState
 from kong_plugins.domain.errors import CountUnavailable
 from kong_plugins.domain.holds import HoldOutcome, HoldRequest
 from kong_plugins.domain.planning import PlannedLine, at, completion_that_fits
@@ -30,6 +31,7 @@ class Ask:
 
     ``bound_at`` is the bound on usage for an exact prompt count. ``choices``: completions the engine will generate.
     ``expiry_event``: the billing event if nobody ever settles. ``attempt``: the logical request that it is a try of.
+    ``slots``: what it takes one of while it runs.
     """
 
     tenant: str
@@ -41,6 +43,7 @@ class Ask:
     count_prompt: Callable[[], int] | None = None
     expiry_event: bytes = b""
     attempt: Attempt | None = None
+    slots: tuple[Slots, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,18 @@ class Denied:
     outcome: HoldOutcome
     bound: Usage
     refusal: Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Crowded:
+    """Refused, before any budget was looked at: so many of the tenant's requests run already. ``state``: of the first
+    slots that are all taken."""
+
+    outcome: HoldOutcome
+    state: SlotState
+
+
+Decided = Held | Denied | Crowded | Earlier
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +115,7 @@ class Admission:
         self._policy = policy
         self._pause = pause
 
-    def admit(self, ask: Ask) -> Held | Denied | Earlier:
+    def admit(self, ask: Ask) -> Decided:
         """``Earlier``: not decided, as an earlier attempt at the same logical request answers for it.
 
         Raises:
@@ -118,7 +133,7 @@ class Admission:
         amounts = [(each.line.key, 0) for each in planned]  # and nothing else: the request may be large
         self._releases.submit(lambda: self._empty(tenant, hold_id, amounts))
 
-    def _admit_when_free(self, ask: Ask) -> Held | Denied | Earlier:
+    def _admit_when_free(self, ask: Ask) -> Decided:
         decided = self._admit(ask)
         if self._pause is None:
             return decided
@@ -129,11 +144,11 @@ class Admission:
             decided = self._admit(ask)
         return decided
 
-    def _admit(self, ask: Ask) -> Held | Denied | Earlier:
+    def _admit(self, ask: Ask) -> Decided:
         bound, planned = ask.bound, ask.planned
         outcome = self._hold(ask, planned)
-        if outcome.earlier is not None:
-            return outcome.earlier
+        if (instead := _without_looking(outcome)) is not None:
+            return instead
         if outcome.admitted:
             self._tighten_if_scarce(ask, outcome)
             return Held(planned, outcome, bound)
@@ -143,8 +158,8 @@ class Admission:
             bound = exact
             planned = at(planned, bound)
             outcome = self._hold(ask, planned)
-            if outcome.earlier is not None:
-                return outcome.earlier
+            if (instead := _without_looking(outcome)) is not None:
+                return instead
             if outcome.admitted:
                 return Held(planned, outcome, bound)
 
@@ -153,8 +168,8 @@ class Admission:
             bound = Usage(bound.prompt, max_tokens * ask.choices)
             planned = at(planned, bound)
             outcome = self._hold(ask, planned)
-            if outcome.earlier is not None:
-                return outcome.earlier
+            if (instead := _without_looking(outcome)) is not None:
+                return instead
             if outcome.admitted:
                 return Held(planned, outcome, bound, max_tokens)
 
@@ -175,7 +190,7 @@ class Admission:
     def _hold(self, ask: Ask, planned: tuple[PlannedLine, ...]) -> HoldOutcome:
         lines = tuple(each.line for each in planned)
         ttl_us, event = self._policy.ttl_us, ask.expiry_event
-        return self._ledger.hold(HoldRequest(ask.tenant, ask.hold_id, lines, ttl_us, event, ask.attempt))
+        return self._ledger.hold(HoldRequest(ask.tenant, ask.hold_id, lines, ttl_us, event, ask.attempt, ask.slots))
 
     def _clamped(self, ask: Ask, planned: tuple[PlannedLine, ...], outcome: HoldOutcome, bound: Usage) -> int | None:
         if self._policy.clamp_min is None or ask.choices < 1:
@@ -193,7 +208,8 @@ class Admission:
             exact = self._exact_bound(ask)
             if exact is not None:
                 amounts = [(each.line.key, each.line.amount) for each in at(ask.planned, exact)]
-                self._ledger.tighten(ask.tenant, ask.hold_id, amounts)
+                if any(amount for _, amount in amounts):  # one that holds nothing would count as given up
+                    self._ledger.tighten(ask.tenant, ask.hold_id, amounts)
 
         self._tightens.submit(tighten)
 
@@ -217,3 +233,9 @@ class Admission:
         if not emptied and not_before_s is None:
             again_s = monotonic() + RELEASE_AGAIN_S
             self._releases.submit(lambda: self._empty(tenant, hold_id, amounts, again_s))
+
+
+def _without_looking(outcome: HoldOutcome) -> Earlier | Crowded | None:
+    """What was decided without a look at any budget."""
+    short = next((state for state in outcome.slots if state.short), None)
+    return outcome.earlier if short is None else Crowded(outcome, short)

@@ -18,6 +18,7 @@ from kong_plugins.domain.planning import ANY_MODEL, BudgetRule, Counts, weights_
 from kong_plugins.domain.pricing import Price
 from kong_plugins.domain.windows import FixedWindow, RollingWindow, TokenBucket, Unit, WindowSpec
 from kong_plugins.token_quota.schema import SCHEMA, UNKNOWN_CONTEXT_MAX_TOKENS
+from kong_plugins.token_quota.sharing import SharingRules, read_sharing
 
 LEDGER_URL_ENV = "TOKEN_QUOTA_LEDGER_URL"
 
@@ -75,7 +76,7 @@ class QuotaConfig:
     unknown_usage: UnknownUsage
     hold_ttl_us: int
     idempotency: Idempotency
-    salt_per_tenant: bool
+    sharing: SharingRules
     record_denials: bool
     event_source: str
     event_headers: tuple[str, ...]
@@ -113,6 +114,7 @@ def parse_config(config: Mapping[str, Any], environ: Mapping[str, str] = os.envi
         problems.append("config.identity_header: required when identity is header")
     if identity is not Identity.HEADER and header:
         problems.append("config.identity_header: has no effect unless identity is header")
+    sharing = read_sharing(values, environ, problems)
     if problems or rules is None:
         raise ConfigError(problems)
     return QuotaConfig(
@@ -134,7 +136,7 @@ def parse_config(config: Mapping[str, Any], environ: Mapping[str, str] = os.envi
             answer_bytes_max=_int(values, "idempotency_answer_bytes_max"),
             attempts_max=_int(values, "idempotency_attempts_max"),
         ),
-        salt_per_tenant=values["cache_salt"] == "tenant",
+        sharing=sharing,
         record_denials=values["record_denials"] is True,
         event_source=str(values.get("event_source") or f"/kong/{socket.gethostname()}"),
         event_headers=tuple(sorted({str(name).lower() for name in _sequence(values, "event_headers")})),

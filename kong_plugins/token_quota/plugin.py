@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from http import HTTPStatus
 from typing import Any
 
@@ -39,11 +38,12 @@ from kong_plugins.adapters.openai_wire import (
     usage_bound,
 )
 from kong_plugins.adapters.process_parts import ProcessParts, process_parts
-from kong_plugins.application.admit import Admission, AdmissionPolicy, Ask, Denied, Held
+from kong_plugins.application.admit import Admission, AdmissionPolicy, Ask, Crowded, Denied, Held
 from kong_plugins.application.ports import LedgerUnavailable
 from kong_plugins.application.settle import NO_ANSWER, Answer, Settling, UnknownUsagePolicy
 from kong_plugins.domain.attempts import AnswerKept, Attempt, Earlier
 from kong_plugins.domain.budgets import Dimension
+from kong_plugins.domain.concurrency import Slots
 from kong_plugins.domain.demand import Demand, Endpoint
 from kong_plugins.domain.errors import BadRequest, CountUnavailable
 from kong_plugins.domain.events import Admitted, Ending, billing_event
@@ -53,9 +53,19 @@ from kong_plugins.domain.usage import NO_USAGE, Evidence, Usage
 from kong_plugins.token_quota.alerts import Alerts
 from kong_plugins.token_quota.config import ConfigError, QuotaConfig, parse_config
 from kong_plugins.token_quota.identity import NoIdentity, tenant_of
-from kong_plugins.token_quota.responses import Caller, Problem, Reply, quota_headers, refusal_reply, reply
+from kong_plugins.token_quota.responses import (
+    Caller,
+    Problem,
+    Reply,
+    crowded_reply,
+    quota_headers,
+    refusal_reply,
+    reply,
+    slot_headers,
+)
 from kong_plugins.token_quota.retries import attempt_of, earlier_reply
 from kong_plugins.token_quota.schema import SCHEMA
+from kong_plugins.token_quota.sharing import RANK_HEADER
 
 __all__ = ["NAME", "ON_ERROR", "PRIORITY", "SCHEMA", "VERSION", "Plugin"]
 
@@ -142,6 +152,7 @@ class Plugin:
             return
         admitted, ending = seen
         if admitted is not None:
+            self._leave_engine(admitted, ending)
             retriable = admitted.retriable and ending.outcome() is Outcome.COMPLETED
             self._settling.settle(admitted, ending, _answer(kong, answer_kept(table)) if retriable else NO_ANSWER)
 
@@ -180,11 +191,14 @@ class Plugin:
             return earlier_reply(decided, caller)
         if isinstance(decided, Denied):
             return self._refused(asked, record, decided, caller)
+        if isinstance(decided, Crowded):
+            return self._crowded(asked, record, decided, caller)
         try:
             kong.ctx.shared.set(DECISION, self._decision(asked, record, decided))
         except BaseException:
             # Mostly Kong that did not wait so long: the client has its 503, and no log phase will tell of a hold.
             self._admission.forsake(asked.tenant, gate.id, decided.planned)
+            self._parts.ranks.leave(gate.id)
             raise
         return None
 
@@ -227,7 +241,11 @@ class Plugin:
             count_prompt=(lambda: self._count(asked.request)) if asked.countable else None,
             expiry_event=expired,
             attempt=asked.attempt,
+            slots=self._slots(asked.gate.service.name if asked.gate.service else None, demand.model),
         )
+
+    def _slots(self, service: str | None, model: str) -> tuple[Slots, ...]:
+        return self._config.sharing.slots(service or "", model)
 
     def _count(self, request: Request) -> int:
         """For a hold: never too low.
@@ -255,27 +273,65 @@ class Plugin:
             request = asked.request
             size = len(gate.body) + REMEMBERED_BYTES + REMEMBERED_ITEM_BYTES * request.prompt.items
             self._parts.prompts.remember(gate.id, size, lambda: self._count_for_a_bill(request))
-        salt = cache_salt(asked.tenant) if self._config.salt_per_tenant else None
-        body = rewrite(asked.request, cache_salt=salt, max_tokens=held.max_tokens)
+        sharing = self._config.sharing
+        salt = sharing.salt(asked.tenant, asked.request)
+        body = rewrite(asked.request, cache_salt=salt, max_tokens=held.max_tokens, priority=sharing.priority)
+        upstream = {"X-Request-Id": gate.id, **sharing.priority_header(asked.request), **self._way(asked, salt)}
         response = quota_headers(held.planned, held.outcome.states, held.outcome.now_us)
+        response |= slot_headers(held.outcome.slots)
         response["X-Request-Id"] = gate.id
         if held.bound is not asked.bound or held.over:
             bound = held.bound
             record = replace(record, prompt_bound=bound.prompt, completion_bound=bound.completion, over=held.over)
         keep = self._config.idempotency.answer_bytes_max if asked.attempt is not None else None
-        return write_decision(record, demand, body, {"X-Request-Id": gate.id}, response, keep=keep)
+        return write_decision(record, demand, body, upstream, response, keep=keep)
+
+    def _way(self, asked: _Asked, salt: str | None) -> dict[str, str]:
+        """The header that sends a request where its beginning is cached."""
+        affinity, key = self._config.sharing.affinity, self._config.sharing.prefix_key(salt, asked.request)
+        if affinity is None or key is None:
+            return {}
+        if affinity.header is not None:
+            return {affinity.header: key.hex()}
+        rank = self._parts.ranks.enter(
+            asked.gate.id,
+            asked.gate.service.name if asked.gate.service else "",
+            key,
+            affinity.ranks or 1,
+            overload_percent=affinity.overload_percent,
+            now_us=time.monotonic_ns() // 1000,
+            ttl_us=self._config.sharing.slot_ttl_us,
+        )
+        return {RANK_HEADER: str(rank)}
+
+    def _leave_engine(self, admitted: Admitted, ending: Ending) -> None:
+        """The engine is done with a request: what it took tells others how long to wait for its place."""
+        self._parts.ranks.leave(admitted.hold_id)
+        took_us = time.time_ns() // 1000 - ending.started_ms * 1000
+        for each in self._slots(admitted.service, admitted.model):
+            self._parts.pace.ended(admitted.tenant, each.key, took_us)
+
+    def _crowded(self, asked: _Asked, record: Admitted, crowded: Crowded, caller: Caller) -> Reply:
+        self._record_denial(asked, record, crowded.state.key)
+        now_us, patience_us = crowded.outcome.now_us, self._config.patience_us
+        wait_us = self._parts.pace.turn_us(asked.tenant, crowded.state, now_us, patience_us)
+        return crowded_reply(crowded.state, asked.demand.model, wait_us, caller)
 
     def _refused(self, asked: _Asked, record: Admitted, denied: Denied, caller: Caller) -> Reply:
-        if self._config.record_denials:
-            record = replace(record, over=(denied.refusal.budget,))
-            event = billing_event(record, _ending(asked, HTTPStatus.TOO_MANY_REQUESTS), *_NOTHING, Outcome.DENIED)
-
-            def write() -> None:
-                self._ledger.record(asked.tenant, asked.gate.id, event)
-
-            self._parts.records.submit(write)
+        self._record_denial(asked, record, denied.refusal.budget)
         headers = quota_headers(denied.planned, denied.outcome.states, denied.outcome.now_us)
-        return refusal_reply(denied.refusal, caller, headers)
+        return refusal_reply(denied.refusal, caller, headers | slot_headers(denied.outcome.slots))
+
+    def _record_denial(self, asked: _Asked, record: Admitted, over: str) -> None:
+        if not self._config.record_denials:
+            return
+        record = replace(record, over=(over,))
+        event = billing_event(record, _ending(asked, HTTPStatus.TOO_MANY_REQUESTS), *_NOTHING, Outcome.DENIED)
+
+        def write() -> None:
+            self._ledger.record(asked.tenant, asked.gate.id, event)
+
+        self._parts.records.submit(write)
 
     def _record(self, asked: _Asked) -> Admitted:
         gate, bound, demand = asked.gate, asked.bound, asked.demand
@@ -314,11 +370,6 @@ def _answer(kong: Any, kept: AnswerKept) -> Answer:
         return Answer(kept=kept)
     whole = read_answer(kong.ctx.shared.get(ANSWER))
     return Answer(answers.pack(whole), kept) if whole is not None else NO_ANSWER
-
-
-def cache_salt(tenant: str) -> str:
-    """The tenant's prefix cache in the engine. No secret is needed: a client's own salt never reaches the engine."""
-    return blake2b(tenant.encode("utf-8", "surrogatepass"), digest_size=16, person=b"token-quota").hexdigest()
 
 
 def _scope(gate: GateRequest, model: str) -> dict[Dimension, str]:

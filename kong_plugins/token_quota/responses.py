@@ -10,6 +10,7 @@ from http import HTTPStatus
 from types import MappingProxyType
 
 from kong_plugins.domain.budgets import Mode
+from kong_plugins.domain.concurrency import SlotState
 from kong_plugins.domain.demand import Endpoint
 from kong_plugins.domain.holds import LineState
 from kong_plugins.domain.planning import Counts, PlannedLine
@@ -99,10 +100,45 @@ def refusal_reply(refusal: Refusal, caller: Caller, quota: Mapping[str, str]) ->
     if refusal.retry_us is None:
         headers["x-should-retry"] = "false"
     else:
-        # At least a millisecond: zero tells a client to try again at once.
-        headers["Retry-After"] = str(max(1, -(-refusal.retry_us // _SECOND_US)))
-        headers["retry-after-ms"] = str(max(1, -(-refusal.retry_us // 1000)))
+        headers |= _retry_after(refusal.retry_us)
     return reply(Problem(429, code, explain(refusal), kind=kind, details=details), caller, headers)
+
+
+def crowded_reply(state: SlotState, model: str, wait_us: int, caller: Caller) -> Reply:
+    """A 429 for one request too many at a time. ``wait_us``: until it would have its turn."""
+    whose = f" for model {model!r}" if "|model=" in state.key else ""
+    headers = slot_headers((state,), wait_us) | _retry_after(wait_us)
+    seconds = headers["Retry-After"]
+    message = (
+        f"{state.taken} of your requests{whose} run already; {state.limit} may run at a time. Try again in {seconds} s,"
+        " or wait for one of them to end."
+    )
+    details = {"limit": state.limit, "running": state.taken, "unit": "concurrent-requests"}
+    problem = Problem(429, "concurrency_limit", message, kind="rate_limit_exceeded", details=details)
+    return reply(problem, caller, headers)
+
+
+def _retry_after(wait_us: int) -> dict[str, str]:
+    """At least a millisecond: zero tells a client to try again at once."""
+    return {
+        "Retry-After": str(max(1, -(-wait_us // _SECOND_US))),
+        "retry-after-ms": str(max(1, -(-wait_us // 1000))),
+    }
+
+
+def slot_headers(states: Sequence[SlotState], wait_us: int | None = None) -> dict[str, str]:
+    """How many more requests may run: OpenAI's headers, of the scarcest. ``wait_us``: until one could start, where
+    none could now."""
+    if not states:
+        return {}
+    scarcest = min(states, key=lambda state: state.remaining)
+    headers = {
+        "x-ratelimit-limit-requests": str(scarcest.limit),
+        "x-ratelimit-remaining-requests": str(scarcest.remaining),
+    }
+    if wait_us is not None:
+        headers["x-ratelimit-reset-requests"] = duration(wait_us)
+    return headers
 
 
 def quota_headers(planned: Sequence[PlannedLine], states: Sequence[LineState], now_us: int) -> dict[str, str]:

@@ -7,6 +7,7 @@ cannot see a field, a duplicate or an encoding that was metered differently.
 from kong_plugins.adapters.openai_wire.bounds import usage_bound
 from kong_plugins.adapters.openai_wire.counting import count_for_a_bill, count_prompt, texts_for_counting
 from kong_plugins.adapters.openai_wire.endpoints import endpoint_of
+from kong_plugins.adapters.openai_wire.opening import opening, system_prompt
 from kong_plugins.adapters.openai_wire.reading import Request, check_media_type, parse
 from kong_plugins.adapters.openai_wire.rewriting import rewrite
 from kong_plugins.adapters.openai_wire.rules import DEEPSEEK_R1, GENERIC, TemplateAllowance, WireRules
@@ -23,8 +24,10 @@ __all__ = [
     "count_for_a_bill",
     "count_prompt",
     "endpoint_of",
+    "opening",
     "parse",
     "rewrite",
+    "system_prompt",
     "texts_for_counting",
     "usage_bound",
 ]

@@ -9,7 +9,7 @@ import gevent
 import pytest
 from scripted_kong import Bench, ScriptedKong, budget, chat
 
-from kong_plugins.token_quota.plugin import cache_salt
+from kong_plugins.domain.salts import Sharing, salt_of
 
 
 def test_an_admitted_request_costs_two_calls_and_is_held_at_its_bound() -> None:
@@ -34,7 +34,7 @@ def test_the_engine_gets_our_usage_flags_and_the_tenants_salt() -> None:
     kong = bench.access(chat(stream=True, cache_salt="stolen", request_id="other"))
     body = json.loads(kong.decision["body"])
     assert body["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
-    assert body["cache_salt"] == cache_salt("tenant_a") != cache_salt("tenant_b")
+    assert body["cache_salt"] == salt_of(Sharing.TENANT, "tenant_a") != salt_of(Sharing.TENANT, "tenant_b")
     assert "request_id" not in body
     assert kong.decision["meter"]["hide_usage"] is True
     asked = bench.access(chat(stream=True, stream_options={"include_usage": True}))
