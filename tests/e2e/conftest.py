@@ -1,4 +1,4 @@
-"""The stack under test, once per backend: the local gateway always, a native Kong where there is one."""
+"""The stack under test, once per backend (see backends.py), and what scenarios ask of it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ import yaml
 from kong_plugins.adapters.engine_metrics import EngineCounters, read_counters
 from kong_plugins.adapters.ledger import connect_ledger
 from kong_plugins.application.ports import Ledger
-from kong_plugins.cli.kong_node import find_kong
-from kong_plugins.cli.stack import Gateway, Stack, StackOptions, default_config, start_stack
+from kong_plugins.cli import compose
+from kong_plugins.cli.paths import source_root
+from kong_plugins.cli.processes import Processes, free_port
+from kong_plugins.cli.stack import Gateway, Stack, StackOptions, default_config, keys_for, start_stack
+from tests.e2e import backends
 
 MODEL = "deepseek-r1"
 # Tenants of the suite: name → their token-quota budgets. One tenant a scenario, so that scenarios do not meet.
@@ -100,23 +103,106 @@ class Running:
         self.http.post(f"{self.stack.engine_root}/sim/faults", json=faults).raise_for_status()
 
 
-def backends() -> list[Any]:
-    missing = pytest.mark.skip(reason="native Kong: no `kong` on PATH and KONG_BIN is not set")
-    return ["local", pytest.param("kong", marks=[] if find_kong() else [missing])]
+def make_keys(monkeypatch: pytest.MonkeyPatch, *tenants: str) -> None:
+    """Keys in the environment, where a stack looks for them."""
+    for name in [*tenants, "tenant_a", "tenant_b"]:
+        monkeypatch.setenv(f"DECK_{name.upper()}_KEY", f"sk-{uuid.uuid4().hex}")
 
 
-@pytest.fixture(scope="session", params=backends())
+def start(options: StackOptions, resources: ExitStack) -> Running:
+    """A stack on this machine, until ``resources`` end."""
+    stack = start_stack(options, resources, print)
+    return Running(stack, connect_ledger(stack.ledger_url), options.gateway.value)
+
+
+@pytest.fixture(scope="session", params=backends.params(*backends.BACKENDS))
 def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     directory = tmp_path_factory.mktemp("e2e")
     with ExitStack() as resources:
         monkeypatch = resources.enter_context(pytest.MonkeyPatch.context())
-        for name in [*TENANTS, "tenant_a", "tenant_b"]:
-            monkeypatch.setenv(f"DECK_{name.upper()}_KEY", f"sk-{uuid.uuid4().hex}")
+        make_keys(monkeypatch, *TENANTS)
+        if request.param == "docker":
+            yield request.getfixturevalue("in_docker")
+            return
         options = StackOptions(
             config=suite_config(directory), gateway=Gateway(request.param), port=0, data_dir=directory
         )
-        stack = start_stack(options, resources, print)
-        yield Running(stack, connect_ledger(stack.ledger_url), request.param)
+        yield start(options, resources)
+
+
+# Docker, through pytest-docker: its fixtures run only where an engine answers.
+
+
+@pytest.fixture(scope="session")
+def docker_compose_command() -> str:
+    """With the stand-in as the engine, whatever COMPOSE_PROFILES says."""
+    return f"docker compose --profile {compose.ENGINE_PROFILE}"
+
+
+@pytest.fixture(scope="session")
+def docker_compose_file() -> list[str]:
+    """The operator's own, and ports that tests look through."""
+    return [str(source_root() / "docker-compose.yml"), str(Path(__file__).with_name("docker-ports.yml"))]
+
+
+@pytest.fixture(scope="session")
+def docker_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StackOptions, dict[str, str], Path]]:
+    """Set before Compose reads it: options, keys by name, the directory of the secrets."""
+    directory = tmp_path_factory.mktemp("docker")
+    options = StackOptions(config=suite_config(directory), gateway=Gateway.DOCKER, port=free_port(), data_dir=directory)
+    options.config.chmod(0o644)  # a container's user is nobody that this machine knows
+    keys, _ = keys_for(options.config)
+    secrets = directory / "secrets"
+    compose.make_secrets(secrets, options.config, keys)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, value in compose.environment(options, secrets).items():
+            monkeypatch.setenv(name, value)
+        yield options, keys, secrets
+
+
+@pytest.fixture(scope="session")
+def in_docker(request: pytest.FixtureRequest) -> Running:
+    options, keys, secrets = request.getfixturevalue("docker_environment")
+    services = request.getfixturevalue("docker_services")
+    password = (secrets / "ledger_password").read_text().strip()
+    ledger_url = f"redis://:{password}@127.0.0.1:{services.port_for('ledger', 6379)}/0"
+    stack = Stack(
+        url=f"http://127.0.0.1:{options.port}",
+        upstream_url=f"http://127.0.0.1:{services.port_for('vllm-sim', 8000)}/v1",
+        ledger_url=ledger_url,
+        gateway=Gateway.DOCKER,
+        keys=keys,
+        run_dir=secrets.parent,
+        processes=Processes(secrets.parent / "logs"),
+        resources=ExitStack(),
+    )
+    return Running(stack, connect_ledger(ledger_url), "docker")
+
+
+# Which backends ran
+
+
+_backends: dict[str, str] = {}
+_outcomes: dict[str, str] = {}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        backend = backends.backend_of(item) if "tests/e2e/" in item.nodeid else None
+        if backend is not None:
+            _backends[item.nodeid] = backend
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.nodeid in _backends and (report.when == "call" or report.outcome != "passed"):
+        failed_around = report.failed and report.when != "call"
+        _outcomes[report.nodeid] = "error" if failed_around else report.outcome
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _outcomes:
+        outcomes = ((_backends[nodeid], outcome) for nodeid, outcome in _outcomes.items())
+        terminalreporter.write_line(backends.summary(outcomes))
 
 
 def chat(**more: Any) -> dict[str, Any]:
