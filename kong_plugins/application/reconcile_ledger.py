@@ -180,10 +180,12 @@ class EndedCounters(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """One reading of the ledger's counters. ``skipped``: why some of them cannot be compared, with how many."""
+    """One reading of the ledger's counters. ``skipped``: why some of them cannot be compared, with how many.
+    ``gone``: what events of the day were posted to, and the ledger has no counter of any more."""
 
     counters: tuple[Counter, ...]
     skipped: Mapping[str, int]
+    gone: frozenset[Line] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,12 +203,15 @@ class CounterReader:
         """``posted``: lines that events of the day were posted to."""
         balances = [each for tenant in self.ledger.tenants() for each in self.ledger.balances(tenant)]
         skipped: Sums[str] = Sums()
+        moving: set[str] = set()
+        posted = list(posted)
         wanted: dict[tuple[str, str, FixedWindow], Balance | None] = {}
         names: defaultdict[str, set[FixedWindow]] = defaultdict(set)
         for balance in balances:
             window = parse_description(balance.window)
             if not isinstance(window, FixedWindow) or window.unit not in COMPARABLE:
                 skipped[f"{balance.window}: its window moves on, so no day's events add up to it"] += 1
+                moving.add(_name(balance.state.key))
                 continue
             wanted[balance.tenant, balance.state.key, window] = balance
             names[_name(balance.state.key)].add(window)
@@ -240,7 +245,9 @@ class CounterReader:
                         limit=live.state.limit if live else 0,
                     )
                 )
-        return Read(tuple(found), skipped)
+        read = {(each.tenant, each.line) for each in found}
+        gone = frozenset(each for each in posted if each not in read and _name(each[1]) not in moving)
+        return Read(tuple(found), skipped, gone)
 
     def _likely(self) -> tuple[FixedWindow, ...]:
         return tuple(dict.fromkeys((FixedWindow(Unit.DAY, self.time_zone), FixedWindow(Unit.DAY))))

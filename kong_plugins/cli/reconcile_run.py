@@ -120,11 +120,12 @@ def reconcile(options: Options, say: Callable[[str], None]) -> Result:
             result.skipped = dict(before.skipped)
             result.counters = compare_counters(counters, queries, undelivered.postings, options.slack_us)
             result.unposted = queries.unposted(start_us, end_us)
-            gone = {(tenant, line) for tenant, line in posted} - {(c.tenant, c.line) for c in counters}
-            if gone and not result.counters:
+            lost = {(each.counter.tenant, each.counter.line) for each in result.counters}
+            gone = before.gone - lost
+            if gone:
                 result.missing.append(
-                    f"the ledger has no counter of this day any more ({len(gone)} in the books): they are kept for a"
-                    " day after their window; reconcile a day soon after it is over"
+                    f"the ledger has no counter any more of {len(gone):,} budgets that events of this day were posted"
+                    " to: they are kept for a day after their window; reconcile a day soon after it is over"
                 )
         if options.engine_side:
             scrapes += load_scrapes(connection, start_us, end_us)

@@ -155,6 +155,16 @@ def test_todays_counters_are_read_with_their_windows() -> None:
     assert [count for why, count in read.skipped.items() if why.startswith("rolling 3600")] == [1]
 
 
+def test_what_the_ledger_has_forgotten_is_said() -> None:
+    """Not of windows that move on: those are never compared."""
+    clock = HandClock()
+    ledger = MemoryLedger(clock)
+    use(ledger, "h1", DAY)
+    use(ledger, "h2", RollingWindow(3600), "hour")
+    lines = [("t", "daily"), ("t", "hour"), ("t", "old")]
+    assert reader(ledger, window_at(DAY, NOON).start_us).read(lines, clock.now_us).gone == {("t", "old")}
+
+
 def test_yesterdays_counters_are_read_by_name() -> None:
     """By the budget's window today, or by the day's own time zone where nobody has used it since."""
     clock = HandClock()
