@@ -15,7 +15,7 @@ from kong_plugins.engine_sim.errors import ApiError
 from kong_plugins.engine_sim.fields import Fields, read_fields
 from kong_plugins.engine_sim.prompting import chat_messages, check_output_length, content_text, sampling_params
 from kong_plugins.engine_sim.sequence import Kind, SamplingParams, Step
-from kong_plugins.engine_sim.service import JsonResponse, Service, dump, finish, merged, request_id
+from kong_plugins.engine_sim.service import JsonResponse, Service, cache_salt, dump, finish, merged, request_id
 from kong_plugins.engine_sim.streaming import EventStream
 from kong_plugins.engine_sim.vocabulary import render_chat
 
@@ -47,7 +47,7 @@ async def messages(service: Service, request: Request) -> Response:
     limit = fields.integer("max_tokens")
     check_output_length(limit, service.options.max_model_len)
     params = sampling_params(Fields({**fields.data, "n": 1}), limit, stop="stop_sequences")
-    job = service.begin(request, [prompt], params)
+    job = service.begin(request, [prompt], params, cache_salt(fields))
     answer_id = f"chatcmpl-{request_id(request, fields)}"
     silent = request.state.faults.no_usage
     if fields.boolean("stream"):

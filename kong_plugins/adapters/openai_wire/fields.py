@@ -67,9 +67,6 @@ MAX_TOKENS: Mapping[Endpoint, tuple[str, ...]] = MappingProxyType(
     }
 )
 
-# vLLM's Anthropic shape has no cache_salt (0.32): it ignores the field.
-SALTED = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.EMBEDDINGS})
-
 STREAM_OPTIONS = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})
 
 COMPLETIONS_MAX_TOKENS = 16  # the API's default for /completions; sent explicitly, so that every engine keeps to it

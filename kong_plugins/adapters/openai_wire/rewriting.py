@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from kong_plugins.adapters.openai_wire.fields import MAX_TOKENS, SALTED, STREAM_OPTIONS
+from kong_plugins.adapters.openai_wire.fields import MAX_TOKENS, STREAM_OPTIONS
 from kong_plugins.adapters.openai_wire.reading import Request
 
 _encode = msgspec.json.Encoder().encode
@@ -34,7 +34,7 @@ def rewrite(
         if continuous:
             options["continuous_usage_stats"] = True
         fields["stream_options"] = options
-    if cache_salt is not None and demand.endpoint in SALTED:
+    if cache_salt is not None:
         fields["cache_salt"] = cache_salt
     if priority is not None:
         fields["priority"] = priority
