@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import resource
 import signal
@@ -10,9 +11,21 @@ import sys
 from pathlib import Path
 
 from kong_plugins.adapters.books import open_books
-from kong_plugins.adapters.sinks import open_sink
+from kong_plugins.adapters.sinks import duckdb_sink, open_sink
 from kong_plugins.application.ports import SinkUnavailable
 from tests.contract.sink_events import request
+
+
+def write_and_keep(url: str) -> None:
+    """Without a pause, and giving the file up to nobody but who is seen to wait."""
+    duckdb_sink.HELD_S_MAX = math.inf
+    write_without_pause(url)
+
+
+def write_and_give_up(url: str) -> None:
+    """Without a pause, and giving the file up ten times a second whether anybody waits or not."""
+    duckdb_sink.HELD_S_MAX = 0.1
+    write_without_pause(url)
 
 
 def write_without_pause(url: str) -> None:

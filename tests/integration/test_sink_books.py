@@ -144,9 +144,10 @@ def test_every_column_has_what_the_event_says(path: Path) -> None:
 
 
 def test_readers_get_in_while_a_writer_never_pauses(path: Path) -> None:
-    """Ten times in a row, each seeing whole batches only, and the writer goes on meanwhile."""
+    """Ten times in a row, each seeing whole batches only, and the writer goes on meanwhile; it gives the file up to
+    nobody that it does not see."""
     seen = []
-    with child("write_without_pause", f"duckdb://{path}") as writer:
+    with child("write_and_keep", f"duckdb://{path}") as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "writing\n"
         for _ in range(10):
@@ -160,20 +161,31 @@ def test_readers_get_in_while_a_writer_never_pauses(path: Path) -> None:
 
 
 def test_a_writer_gives_the_file_up_when_it_has_nothing_to_write(path: Path) -> None:
-    """Also to one that waits unseen."""
     sink = open_sink(f"duckdb://{path}")
     sink.write([request(1)])
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            duckdb.connect(str(path), read_only=True).close()
-            break
-        except duckdb.Error:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+    get_in_unseen(path)
     sink.write([request(2)])
     sink.close()
     assert rows(path) == [("request-0000001",), ("request-0000002",)]
+
+
+def test_one_that_waits_unseen_gets_in_too(path: Path) -> None:
+    """As DuckDB's own shell would, tried again and again."""
+    with child("write_and_give_up", f"duckdb://{path}") as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "writing\n"
+        get_in_unseen(path)
+        assert writer.poll() is None
+
+
+def get_in_unseen(path: Path) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return duckdb.connect(str(path), read_only=True).close()
+        except duckdb.Error:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def test_the_holder_is_named(path: Path) -> None:

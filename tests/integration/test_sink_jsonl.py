@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kong_plugins.adapters.sinks import open_sink
+from kong_plugins.adapters.sinks import jsonl_sink, open_sink
 from kong_plugins.adapters.sinks.jsonl_sink import JsonLinesSink, read_jsonl
 from kong_plugins.application.ports import SinkUnavailable
 from tests.contract.sink_events import POSTED, request
@@ -124,6 +125,25 @@ def test_a_file_of_one_torn_line_is_emptied(tmp_path: Path) -> None:
     assert ids(tmp_path) == expected(1)
 
 
+def test_a_reader_misses_nothing_that_is_put_aside_while_it_looks_for_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = JsonLinesSink(tmp_path, rotate_bytes=1)
+    sink.write([request(0)])
+    look = os.listdir
+
+    def look_and_then(directory: Path) -> list[str]:
+        found = look(directory)
+        sink.write([request(1)])
+        return found
+
+    monkeypatch.setattr(jsonl_sink.os, "listdir", look_and_then)
+    assert ids(tmp_path) == expected(1)
+    monkeypatch.undo()
+    sink.close()
+    assert ids(tmp_path) == expected(2)
+
+
 def test_a_reader_misses_nothing_while_files_are_put_aside(tmp_path: Path) -> None:
     """The file it has open is put aside, and others after it, between its lines."""
     sink = JsonLinesSink(tmp_path, rotate_bytes=1)
@@ -153,7 +173,7 @@ def test_a_full_disk_is_no_loss(tmp_path: Path) -> None:
     """What was acknowledged stays; the batch that did not fit is there once after it was written again."""
     script = f"""
 import resource, signal
-from kong_plugins.adapters.sinks import open_sink
+from kong_plugins.adapters.sinks import jsonl_sink, open_sink
 from kong_plugins.application.ports import SinkUnavailable
 from tests.contract.sink_events import request
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 WAIT_S = 5.0  # for a report that reads
 IDLE_S = 0.2  # then the file is given up
 YIELD_S_MAX = 0.5  # for one who waits to get in; trying every 10 ms, it takes some 20
-HELD_S_MAX = 5.0  # for one who waits unseen, as DuckDB's own shell does
+HELD_S_MAX = 5.0  # then it is left alone for a moment, for one who waits unseen, as with a shell of DuckDB's own
+GAP_S = 0.03
 _POLL_S = 0.005
 
 _NAMES = ", ".join(f'"{name}"' for name in COLUMNS)
@@ -36,7 +37,7 @@ class DuckDBSink:
         self._wait_s = wait_s
         self._turn = threading.Condition()
         self._connection: duckdb.DuckDBPyConnection | None = None
-        self._opened_at = self._used_at = self._let_go_at = 0.0
+        self._opened_at = self._used_at = self._let_go_at = self._free_at = 0.0
         self._closer: threading.Thread | None = None
 
     def __repr__(self) -> str:
@@ -71,12 +72,15 @@ class DuckDBSink:
                 connection.execute(_INSERT_NEW)
             connection.unregister("batch")
         except duckdb.Error as error:
-            # A full disk ends a DuckDB session for good: what was written is read again from the file.
+            # What a failed write, a full disk say, leaves of a session is anyone's guess: the file is read again.
             self._let_go()
             raise BooksUnavailable(f"cannot write to the books {self._path}: {error}") from error
         self._used_at = time.monotonic()
-        if self._used_at - self._opened_at > HELD_S_MAX or somebody_waits_for(self._path):
+        if somebody_waits_for(self._path):
             self._let_go()
+        elif self._used_at - self._opened_at > HELD_S_MAX:
+            self._let_go()
+            self._free_at = time.monotonic() + GAP_S
 
     def _hold_file(self) -> duckdb.DuckDBPyConnection:
         if self._connection is None:
@@ -97,6 +101,7 @@ class DuckDBSink:
 
     def _yield_turn(self) -> None:
         """Let in who waited when the file was given up; it says no more that it waits once it is in."""
+        time.sleep(max(0.0, self._free_at - time.monotonic()))
         while time.monotonic() < self._let_go_at + YIELD_S_MAX and somebody_waits_for(self._path):
             time.sleep(_POLL_S)
 
