@@ -178,5 +178,5 @@ def test_faults_change_field_by_field() -> None:
 
 def test_an_engine_can_be_told_to_report_no_usage() -> None:
     """argparse's own boolean options read every `--no-…` as False: this one has to be a flag."""
-    assert parse_arguments(["--no-usage"]).no_usage
-    assert not parse_arguments([]).no_usage
+    assert parse_arguments(["--no-usage"]).faults.no_usage
+    assert not parse_arguments([]).faults.no_usage
