@@ -83,6 +83,8 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEngine]:
             port=0,
             data_dir=directory,
             engine_args=ENGINE_ARGS,
+            collect=True,
+            collector_args=("--keep", "1h"),  # the tests read the outbox beside the books
         )
         stack = start_stack(options, resources, print)
         yield RealEngine(stack, connect_ledger(stack.ledger_url), resources.enter_context(httpx.Client(timeout=60)))

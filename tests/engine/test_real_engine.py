@@ -6,11 +6,14 @@ The tests of this file run in order and share one engine; the last one kills it.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import Any
 
 import openai
 import pytest
 
+from kong_plugins.adapters.books import open_books
 from tests.engine.conftest import BLOCK, RealEngine
 
 MODEL = "deepseek-r1"
@@ -129,6 +132,34 @@ def test_a_shared_prefix_cache_shows_in_the_bill(real: RealEngine) -> None:
     assert books.cached > 0
     # An aborted stream's last usage does not tell its cached tokens yet, so the bill never has more than the engine.
     assert books.cached <= engine.cached
+
+
+def test_reconcile_finds_nothing_that_it_cannot_explain(real: RealEngine) -> None:
+    """Books in DuckDB against the engine's counters, after all that the tests above did to it; and traffic past the
+    gateway is found."""
+    books = real.books()
+    assert real.stack.books is not None
+    real.wait_for(lambda: _booked(real) >= books.requests)
+    explained = _reconcile(real)
+    assert explained.returncode == 0, explained.stdout + explained.stderr
+    direct = {"model": MODEL, "prompt": SENTENCE * 30, "max_tokens": 200}
+    real.http.post(f"{real.stack.upstream_url}/completions", json=direct).raise_for_status()
+    bypassed = _reconcile(real)
+    assert bypassed.returncode == 1, bypassed.stdout + bypassed.stderr
+    assert "unexplained" in bypassed.stdout
+
+
+def _booked(real: RealEngine) -> int:
+    assert real.stack.books is not None
+    with open_books(real.stack.books, read_only=True) as books:
+        (count,) = books.execute("SELECT count(*) FROM events WHERE kind = 'request'").fetchone() or (0,)
+    return int(count)
+
+
+def _reconcile(real: RealEngine) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "kong_plugins.cli", "reconcile", "--books", str(real.stack.books)]
+    argv += ["--ledger", real.stack.ledger_url, "--engine", real.stack.engine_root]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_a_killed_engine_leaves_no_hold_and_bills_what_passed(real: RealEngine) -> None:
