@@ -1,0 +1,257 @@
+"""Tenants on one engine: places, priority, salts and the way to a cached prefix, as the plugin decides them."""
+
+from __future__ import annotations
+
+import json
+import time
+from hashlib import sha256
+from typing import Any
+
+import pytest
+from scripted_kong import Bench, ScriptedKong, budget, chat
+
+from kong_plugins.domain.salts import Sharing, salt_of
+from kong_plugins.token_quota.config import ConfigError, QuotaConfig, parse_config
+
+KEY = "a secret of more than 16 characters"
+PUBLIC = "You answer questions about our opening hours."
+GLOBEX = {"id": "1b2c", "username": "globex"}
+MESSAGES = "/v1/messages"
+
+
+def sent(kong: ScriptedKong) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(kong.decision["body"])
+    return body
+
+
+def upstream(kong: ScriptedKong) -> dict[str, str]:
+    headers: dict[str, str] = kong.decision["upstream"]
+    return headers
+
+
+def ended(bench: Bench, admitted: ScriptedKong, took_s: float = 7.9) -> None:
+    started_ms = int(time.time() * 1000 - took_s * 1000)
+    bench.log(admitted, usage={"prompt": 3, "completion": 4}, evidence="exact", started_ms=started_ms)
+
+
+def config(**more: Any) -> QuotaConfig:
+    return parse_config({"ledger_url": "redis://127.0.0.1/0", **more}, {})
+
+
+def with_system(text: str, user: str = "hi", **more: Any) -> dict[str, Any]:
+    return chat(messages=[{"role": "system", "content": text}, {"role": "user", "content": user}], **more)
+
+
+def test_one_request_too_many_at_a_time_is_refused_before_its_budget_is_looked_at() -> None:
+    """429 concurrency_limit with OpenAI's request headers; a place that is given back admits again."""
+    bench = Bench(budgets=[budget(limit=100_000)], max_concurrent_requests=2)
+    first, second = bench.access(), bench.access()
+    assert first.decision["response"]["x-ratelimit-limit-requests"] == "2"
+    assert first.decision["response"]["x-ratelimit-remaining-requests"] == "1"
+    assert second.decision["response"]["x-ratelimit-remaining-requests"] == "0"
+    held = bench.held()
+    refused = bench.access()
+    assert refused.status == 429
+    assert refused.error["code"] == "concurrency_limit"
+    assert refused.error["type"] == "rate_limit_exceeded"
+    assert (refused.error["limit"], refused.error["running"]) == (2, 2)
+    assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+    assert refused.headers["x-ratelimit-reset-requests"] == "1s"
+    assert "x-ratelimit-remaining-tokens" not in refused.headers
+    assert bench.held() == held
+    ended(bench, first)
+    assert bench.access().status is None
+
+
+def test_a_refused_client_is_told_the_turn_that_requests_so_far_make_likely() -> None:
+    """Nothing ended yet: a second. After one of 7.9 s on four places: 2 s, and 4 s for the one behind."""
+    bench = Bench(max_concurrent_requests=4)
+    running = [bench.access() for _ in range(4)]
+    assert bench.access().headers["Retry-After"] == "1"
+    ended(bench, running[0])
+    bench.access()
+    refused = [bench.access().headers for _ in range(2)]
+    assert [headers["Retry-After"] for headers in refused] == ["2", "4"]
+    assert 1_900 < int(refused[0]["retry-after-ms"]) < 2_100
+
+
+def test_an_anthropic_client_is_refused_in_its_own_shape() -> None:
+    bench = Bench(max_concurrent_requests=1)
+    bench.access(path=MESSAGES)
+    refused = bench.access(path=MESSAGES)
+    assert refused.status == 429
+    assert refused.error["type"] == "rate_limit_error"
+    assert refused.error["code"] == "concurrency_limit"
+
+
+def test_tenants_services_and_models_have_places_of_their_own() -> None:
+    """A full tenant stops nobody else, nor itself on another service or with another model."""
+    bench = Bench(max_concurrent_requests=2, max_concurrent_by_model={"deepseek-r1": 1})
+    assert bench.access().status is None
+    refused = bench.access()
+    assert refused.status == 429
+    assert "for model 'deepseek-r1'" in refused.error["message"]
+    assert bench.access(consumer=GLOBEX).status is None
+    assert bench.access(service={"id": "s2", "name": "another"}).status is None
+    assert bench.access(chat(model="small")).status is None
+    assert bench.access(chat(model="small")).status == 429
+
+
+def test_a_request_that_nobody_waits_for_any_more_gives_its_place_back() -> None:
+    """The ledger's reply was lost: the hold took effect, the client got a 503."""
+    bench = Bench(max_concurrent_requests=1)
+    bench.ledger.lose_replies = True
+    assert bench.access().status == 503
+    bench.ledger.lose_replies = False
+    assert bench.parts.releases.join(timeout_s=20)
+    assert bench.access().status is None
+
+
+def test_a_tenant_that_floods_costs_no_tokenizer() -> None:
+    """Refused for its place, a prompt is not counted, however little its budget has left."""
+    bench = Bench(budgets=[budget(limit=500)], max_concurrent_requests=1)
+    assert bench.access().status is None
+    assert bench.held() > 250
+    bench.plugin._counter = None  # type: ignore[assignment]
+    assert bench.access().error["code"] == "concurrency_limit"
+
+
+def test_a_denied_place_is_recorded_where_denials_are() -> None:
+    bench = Bench(max_concurrent_requests=1, record_denials=True)
+    bench.access()
+    bench.access()
+    assert bench.parts.records.join(timeout_s=20)
+    (event,) = [event for event in bench.events() if event["data"]["outcome"] == "denied"]
+    assert event["data"]["over"] == ["requests|service=deepseek-r1"]
+
+
+def test_rows_without_a_limit_ask_the_ledger_for_no_place() -> None:
+    bench = Bench(budgets=[budget()])
+    kong = bench.access()
+    assert bench.ledger.holds[0].slots == ()
+    assert "x-ratelimit-limit-requests" not in kong.decision["response"]
+
+
+def test_priority_is_the_rows_and_never_the_clients() -> None:
+    """In the body where the shape has it; where it has none, in the header that vLLM reads before the body."""
+    assert sent(Bench(priority=-5).access(chat(priority=-100)))["priority"] == -5
+    assert "priority" not in sent(Bench().access(chat(priority=-100)))
+    assert upstream(Bench(priority=7).access(path=MESSAGES))["X-Vllm-Priority"] == "7"
+    assert "X-Vllm-Priority" not in upstream(Bench(priority=7).access())
+
+
+def test_who_shares_a_salt() -> None:
+    """tenant: nobody. group: rows that name it. shared: there is none."""
+    assert sent(Bench(cache_salt_key=KEY).access())["cache_salt"] == salt_of(Sharing.TENANT, "tenant_a", KEY)
+    group = {"cache_salt": "group", "cache_group": "research"}
+    ours, theirs = Bench(**group).access(), Bench(**group).access(consumer=GLOBEX)
+    assert sent(ours)["cache_salt"] == sent(theirs)["cache_salt"] == salt_of(Sharing.GROUP, "research")
+    assert "cache_salt" not in sent(Bench(cache_salt="shared").access(chat(cache_salt="stolen")))
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", with_system(PUBLIC)),
+        ("/v1/responses", {"model": "deepseek-r1", "instructions": PUBLIC, "input": "hi", "max_output_tokens": 9}),
+        (MESSAGES, chat(system=PUBLIC)),
+    ],
+)
+def test_a_public_prompt_is_shared_and_nothing_else(path: str, body: dict[str, Any]) -> None:
+    """By all tenants whose rows name it, word for word, and only where the prompt begins with it."""
+    digest = sha256(PUBLIC.encode()).hexdigest()
+    bench = Bench(cache_shared_prompts=[digest], cache_salt_key=KEY)
+    expected = salt_of(Sharing.PROMPT, digest, KEY)
+    for consumer in (GLOBEX, {"id": "5f6c", "username": "tenant_a"}):
+        assert sent(bench.access(body, path=path, consumer=consumer))["cache_salt"] == expected
+    own = salt_of(Sharing.TENANT, "tenant_a", KEY)
+    private = json.loads(json.dumps(body).replace(PUBLIC, PUBLIC + " "))
+    assert sent(bench.access(private, path=path))["cache_salt"] == own
+    assert sent(bench.access(chat(messages=[{"role": "user", "content": PUBLIC}])))["cache_salt"] == own
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    assert sent(bench.access(with_system(PUBLIC, tools=tools)))["cache_salt"] == own
+
+
+def test_turns_of_a_conversation_go_to_one_rank_and_conversations_spread() -> None:
+    """What follows the first user's message moves nobody; another one, another tenant's or another model's may."""
+    bench = Bench(affinity="rank", affinity_ranks=4)
+    first = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How many?"}]
+    later = [*first, {"role": "assistant", "content": "Four."}, {"role": "user", "content": "Why?"}]
+
+    def rank(**more: Any) -> str:
+        kong = bench.access(**more)
+        bench.log(kong, usage={"prompt": 3, "completion": 4}, evidence="exact")
+        return upstream(kong)["X-data-parallel-rank"]
+
+    assert rank(body=chat(messages=first)) == rank(body=chat(messages=later)) == rank(body=chat(messages=later, n=2))
+    others = {rank(body=with_system("Be brief.", f"question {n}")) for n in range(20)}
+    assert others == {"0", "1", "2", "3"}
+    consumers = [{"id": str(n), "username": f"tenant-{n}"} for n in range(20)]
+    assert len({rank(body=chat(messages=first), consumer=consumer) for consumer in consumers}) == 4
+
+
+def test_with_few_bytes_all_that_share_a_system_prompt_go_together() -> None:
+    bench = Bench(affinity="header", affinity_prefix_bytes=64)
+    keys = {upstream(bench.access(with_system("x" * 100, str(n))))["x-prefix-affinity"] for n in range(5)}
+    assert len(keys) == 1
+    bench = Bench(affinity="header", affinity_header="X-Cache-Key")
+    keys = {upstream(bench.access(with_system("x" * 100, str(n))))["X-Cache-Key"] for n in range(5)}
+    assert len(keys) == 5
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "has_way"),
+    [
+        ("/v1/completions", {"model": "m", "prompt": "Once", "max_tokens": 9}, True),
+        ("/v1/completions", {"model": "m", "prompt": [1, 2], "max_tokens": 9}, True),
+        ("/v1/responses", {"model": "m", "input": "hi", "max_output_tokens": 9}, True),
+        ("/v1/responses", {"model": "m", "input": [{"role": "user", "content": "hi"}], "max_output_tokens": 9}, True),
+        (MESSAGES, chat(system="Be brief."), True),
+        ("/v1/chat/completions", chat(messages=[{"role": "assistant", "content": None}]), True),
+        ("/v1/embeddings", {"model": "m", "input": "x"}, False),
+    ],
+)
+def test_every_prompt_that_can_be_found_again_has_its_way(path: str, body: dict[str, Any], has_way: bool) -> None:
+    kong = Bench(affinity="header").access(body, path=path)
+    assert ("x-prefix-affinity" in upstream(kong)) is has_way
+
+
+def test_a_rank_forgets_requests_that_ended_or_never_were() -> None:
+    """One settled, one refused: nothing is open anywhere."""
+    bench = Bench(affinity="rank", affinity_ranks=2, budgets=[budget(limit=500)])
+    kong = bench.access()
+    assert bench.access().status == 429
+    assert sum(bench.parts.ranks.load("deepseek-r1", 2)) == 1
+    ended(bench, kong)
+    assert bench.parts.ranks.load("deepseek-r1", 2) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "field"),
+    [
+        ({"cache_salt": "group"}, "cache_group"),
+        ({"cache_group": "research"}, "cache_group"),
+        ({"cache_salt_key": "short"}, "cache_salt_key"),
+        ({"cache_salt_key": "{vault://env/salt-key}"}, "cache_salt_key"),
+        ({"cache_shared_prompts": [PUBLIC]}, "cache_shared_prompts"),
+        ({"affinity": "rank"}, "affinity_ranks"),
+        ({"affinity_ranks": 2}, "affinity_ranks"),
+        ({"max_concurrent_requests": 0}, "max_concurrent_requests"),
+        ({"max_concurrent_by_model": {"r1": 0}}, "max_concurrent_by_model"),
+    ],
+)
+def test_a_row_that_cannot_work_names_its_field(row: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError, match=rf"config\.{field}"):
+        config(**row)
+
+
+def test_the_salts_key_comes_from_row_or_environment_and_is_in_no_text() -> None:
+    """A row's wins; neither repr nor an error shows it."""
+    environ = {"TOKEN_QUOTA_CACHE_SALT_KEY": KEY}
+    row = {"ledger_url": "redis://127.0.0.1/0"}
+    assert parse_config(row, environ).sharing.salt_key == KEY
+    assert parse_config({**row, "cache_salt_key": KEY * 2}, environ).sharing.salt_key == KEY * 2
+    assert KEY not in repr(parse_config(row, environ))
+    with pytest.raises(ConfigError) as error:
+        config(cache_salt_key="tooshort")
+    assert "tooshort" not in str(error.value)
