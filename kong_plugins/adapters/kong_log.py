@@ -52,7 +52,10 @@ def read_record(record: object) -> Ended | Seen | Skipped:
     whoever knows better settles it, and else its hold ends by itself."""
     if not isinstance(record, dict):
         return Skipped.MALFORMED
-    tap = read_tap(record.get(TAP))
+    table = record.get(TAP)
+    if isinstance(table, dict) and table.get("admitted") is True:  # what the tap says of it without `log_usage`
+        return Skipped.USAGE_UNKNOWN
+    tap = read_tap(table)
     if tap is not None and tap[0] is not None:
         admitted, ending = tap[0], tap[1]
         return Ended(admitted, ending) if known_usage(ending) is not None else Skipped.USAGE_UNKNOWN

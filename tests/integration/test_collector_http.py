@@ -185,6 +185,9 @@ def test_a_log_record_never_comes_before_a_better_event(posts: Posts) -> None:
     assert posts.send("/log", record("r1", usage_tap=tap("r1"))) == (200, {"usage_unknown": 1})
     assert posts.send("/log", record("r1", usage_tap=tap("r1", text_bytes=40))) == (200, {"usage_unknown": 1})
     assert posts.send("/log", record("r1")) == (200, {"repeated": 1})
+    # The tap's mark without log_usage; tenants may be named otherwise than their consumers.
+    marked = record("r1", consumer={"username": "another"}, usage_tap={"v": 1, "admitted": True})
+    assert posts.send("/log", marked) == (200, {"usage_unknown": 1})
     assert posts.events() == {}
     assert posts.send("/log", record("r1", usage_tap=tap("r1", **KNOWN))) == (200, {"new": 1})
     assert posts.events()["r1"]["data"]["prompt"] == 1200

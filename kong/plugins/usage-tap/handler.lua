@@ -333,8 +333,15 @@ local function finish()
 end
 
 
--- For http-log and the like, which run after. Generated text is no log's business.
-local function publish_to_logs()
+-- For http-log and the like, which run after. Generated text is no log's business. An admitted request is marked as one
+-- in any case: the collector must not book it anew, at zero, perhaps under its consumer where its tenant is another.
+local function publish_to_logs(conf)
+  if not conf.log_usage then
+    if published().log then
+      kong.log.set_serialize_value("usage_tap", { v = 1, admitted = true })
+    end
+    return
+  end
   local record = {}
   for key, value in pairs(published()) do
     if key ~= "text" then
@@ -350,9 +357,7 @@ function UsageTap:log(conf)
   if not ok then
     kong.log.err("outcome not readable: ", problem)
   end
-  if conf.log_usage then
-    publish_to_logs()
-  end
+  publish_to_logs(conf)
 end
 
 
