@@ -1,6 +1,7 @@
 """Healthy: Kong's port is open, and both plugin servers answer a question. Until then Kong answers 500 by itself.
 
-Exit status 0 or 1, and one line that says what is missing. Standard library only: it runs every few seconds.
+An argument is a URL that has to answer 200 too: Kong's http://127.0.0.1:8100/status/ready, where an ingress controller
+gives it its configuration. Exit status 0 or 1, and one line that says what is missing. Standard library only: it runs every few seconds.
 """
 
 import os
@@ -40,7 +41,7 @@ def proxy_port(listen: str) -> int | None:
     return None if address == "off" else int(address.rpartition(":")[2])
 
 
-def main() -> int:
+def main(urls: list[str]) -> int:
     prefix = os.environ.get("KONG_PREFIX", "/usr/local/kong").rstrip("/")
     what = "Kong's proxy"
     try:
@@ -49,6 +50,10 @@ def main() -> int:
             socket.create_connection(("127.0.0.1", port), TIMEOUT_S).close()
         for what in SERVERS:
             ask(f"{prefix}/{what}.sock")
+        for what in urls:
+            from urllib.request import urlopen
+
+            urlopen(what, timeout=TIMEOUT_S).close()  # noqa: S310 - the operator's own; anything but 200 is an OSError
     except OSError as error:
         sys.stdout.write(f"{what}: {error}\n")
         return 1
@@ -56,4 +61,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -169,7 +169,7 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
 LINE = Line("daily", FixedWindow(Unit.DAY), TOTAL, 1000, 10)
 minutes = pytest.mark.skipif(
     not os.environ.get("TOKEN_QUOTA_SENTINEL_TESTS"),
-    reason="half a minute of waiting: set TOKEN_QUOTA_SENTINEL_TESTS=1",
+    reason="half a minute of waits: set TOKEN_QUOTA_SENTINEL_TESTS=1",
 )
 
 
@@ -228,8 +228,8 @@ def test_the_ledger_follows_when_the_primary_is_killed(nodes: Nodes) -> None:
 
 @minutes
 def test_nobody_follows_a_primary_that_comes_back_empty(nodes: Nodes) -> None:
-    """A killed primary comes back as a replica. A primary that lost its disk and is back before anybody missed it does not
-    begin as the primary it was: what was used stays used."""
+    """A killed primary comes back as a replica. A primary that lost its disk and is back before anybody missed it
+    does not begin as the primary it was: what was used stays used."""
     begin(nodes)
     tenant = Tenant(nodes)
     second = fail_over(nodes, tenant)
