@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_ARGS ?=
 
-.PHONY: help demo up test lint types tests engine-test bench docs lock format clean venv
+.PHONY: help demo up test lint types tests engine-test clickhouse-test bench docs lock format clean venv
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ tests: venv
 engine-test: venv  ## real vLLM on the CPU behind the gateway (2 GB, installed once; left out where its wheels are not)
 	$(BIN)/python scripts/engine_test.py
 
+clickhouse-test: venv  ## the ClickHouse sink on a ClickHouse in process (0.5 GB, installed once; left out likewise)
+	$(BIN)/python scripts/clickhouse_test.py
+
 bench: venv  ## requests/s, latency, CPU and memory, beside stock kong-pdk in the same run
 	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.bench.tap
@@ -52,4 +55,4 @@ lock: venv  ## resolve the locks anew (uv; hashes, no addresses)
 	$(BIN)/python scripts/lock.py
 
 clean:
-	rm -rf .venv .engine .bootstrap build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .engine .chdb .bootstrap build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

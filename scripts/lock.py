@@ -13,6 +13,7 @@ LOCKS = {
     "plugins.lock": ["pyproject.toml"],  # what a Kong node runs
     # what demo and tests run
     "dev.lock": [*EXTRAS, "pyproject.toml", "requirements/dev.in"],
+    "chdb.lock": ["requirements/chdb.in", "--no-deps"],
     "build.lock": ["requirements/build.in", "--constraint=requirements/dev.lock"],  # what makes the images' wheel
     # what keeps the books; of the versions that the tests ran with
     "collector.lock": [
