@@ -23,6 +23,9 @@ RELEASE_MAX_S = 15.0
 RELEASE_AGAIN_S = 1.0  # after the store has answered: by then it has read whatever came before
 # A client that gives up and tries again is often back before its first attempt has settled: a few looks within 300 ms.
 RUNNING_PAUSES_S = (0.02, 0.04, 0.08, 0.15)
+# One that asks again as soon as it has its answer is there before that answer has settled: not worth a 429. No more
+# than that, for whoever floods is to be refused early.
+CROWDED_PAUSES_S = (0.03,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,11 @@ class Admission:
             return decided
         for seconds in RUNNING_PAUSES_S:
             if not isinstance(decided, Earlier) or decided.standing is not Standing.RUNNING:
+                break
+            self._pause(seconds)
+            decided = self._admit(ask)
+        for seconds in CROWDED_PAUSES_S:
+            if not isinstance(decided, Crowded):
                 break
             self._pause(seconds)
             decided = self._admit(ask)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,13 +47,27 @@ TENANTS: dict[str, dict[str, Any]] = {
     "storm_sdk": {"budgets": [{"name": "daily", "limit": 50_000_000, "window": "day"}]},
     "storm_streams": {"budgets": [{"name": "daily", "limit": 50_000_000, "window": "day"}]},
     "shadowed": {"budgets": [{"name": "trial", "limit": 1, "window": "day", "mode": "shadow"}]},
+    "flooder": {"budgets": [], "max_concurrent_requests": 3, "record_denials": True},
+    "bystander": {"budgets": [], "max_concurrent_requests": 3, "priority": -5, "affinity": "rank", "affinity_ranks": 2},
+    "grouped_a": {"budgets": [], "cache_salt": "group", "cache_group": "research"},
+    "grouped_b": {"budgets": [], "cache_salt": "group", "cache_group": "research"},
+    "priced": {
+        "budgets": [
+            {
+                "name": "euros",
+                "limit": 1_000_000_000,
+                "counts": "cost",
+                "prices": [{"model": "*", "prompt": 3_000_000, "cached": 300_000, "completion": 9_000_000}],
+            }
+        ]
+    },
 }
 
 
-def suite_config(directory: Path) -> Path:
-    """kong/kong.yaml with the suite's tenants beside its own, and a route without usage-tap."""
+def suite_config(directory: Path, tenants: Mapping[str, dict[str, Any]] = TENANTS) -> Path:
+    """kong/kong.yaml with these tenants beside its own, and a route without usage-tap."""
     data = yaml.safe_load(default_config().read_text())
-    for name, settings in TENANTS.items():
+    for name, settings in tenants.items():
         data["consumers"].append(
             {
                 "username": name,

@@ -7,6 +7,7 @@ import time
 from hashlib import sha256
 from typing import Any
 
+import gevent
 import pytest
 from scripted_kong import Bench, ScriptedKong, budget, chat
 
@@ -73,6 +74,23 @@ def test_a_refused_client_is_told_the_turn_that_requests_so_far_make_likely() ->
     refused = [bench.access().headers for _ in range(2)]
     assert [headers["Retry-After"] for headers in refused] == ["2", "4"]
     assert 1_900 < int(refused[0]["retry-after-ms"]) < 2_100
+
+
+def test_a_client_that_asks_as_soon_as_it_is_answered_has_its_place() -> None:
+    """It got its answer before the log phase gave the place back: it is looked at once more, a moment later."""
+    bench = Bench(max_concurrent_requests=1)
+    answered = bench.access()
+    settling = gevent.spawn(ended, bench, answered)
+    assert bench.access().status is None
+    settling.get(timeout=20)
+    assert len(bench.ledger.holds) == 3
+
+
+def test_a_flood_is_looked_at_no_more_than_twice() -> None:
+    bench = Bench(max_concurrent_requests=1)
+    bench.access()
+    assert bench.access().status == 429
+    assert len(bench.ledger.holds) == 3
 
 
 def test_an_anthropic_client_is_refused_in_its_own_shape() -> None:
