@@ -7,6 +7,7 @@ import socket
 import time
 import uuid
 from typing import Annotated, NoReturn
+from urllib.parse import quote
 
 import typer
 
@@ -42,7 +43,11 @@ def credit(
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option("--id", help="Repeating a command with the same id changes nothing.", show_default="a new one"),
+        typer.Option(
+            "--id",
+            help="Of a tenant's adjustments the first with an id counts: a repeated command changes nothing.",
+            show_default="a new one",
+        ),
     ] = None,
     ledger: LedgerOption = None,
     as_json: JsonOption = False,
@@ -62,7 +67,9 @@ def credit(
                 raise ValueError(f"{what} is empty")
     except ValueError as error:
         _fail(str(error))
-    event_id = adjustment_id(name or uuid.uuid4().hex)
+    name = name or uuid.uuid4().hex
+    # With its tenant in it: a sink knows an event by its id alone, and "november" is given to many tenants.
+    event_id = adjustment_id(f"{quote(tenant, safe='', errors='surrogateescape')}/{name}")
     event = adjustment_event(
         event_id=event_id,
         source=f"token-quota-cli/{socket.gethostname()}",
@@ -81,12 +88,12 @@ def credit(
     except ValueError as error:
         _fail(str(error))
     except LedgerUnavailable as error:
-        again = f"; try again with --id {event_id.partition(':')[2]}: it is written once, whatever became of this try"
+        again = f"; try again with --id {name}: it counts once, whatever became of this try"
         _fail(f"the ledger at {url} does not answer: {error}{again}")
     if as_json:
         typer.echo(json.dumps({"id": event_id, "written": written, "amount_micro": micro, "currency": currency}))
         return
-    what = f"{kind} of {format_micro(micro, currency)} {currency} to {tenant}, id {event_id.partition(':')[2]}"
+    what = f"{kind} of {format_micro(micro, currency)} {currency} to {tenant}, id {name}"
     typer.echo(what if written else f"{what}: this id was used before, nothing changed")
 
 

@@ -299,7 +299,7 @@ def test_every_end_of_a_request_is_one_line_of_the_invoice_or_none_and_is_explai
     assert world.post_log([log_record(logged)] * 2) == {"new": 1, "repeated": 1}
     owed[logged.id] = logged.usage
 
-    expected = owed.keys() | {first.id, f"reversal:{first.id}", "adjustment:case-1", "expired-1"}
+    expected = owed.keys() | {first.id, f"reversal:{first.id}", "adjustment:acme/case-1", "expired-1"}
     expected |= {refused.headers["x-request-id"], anonymous.json()["request_id"]}
     wait_for(lambda: world.rows().keys() >= expected, "all events are in the books")
     rows = world.rows()

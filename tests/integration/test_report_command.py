@@ -188,7 +188,7 @@ def test_a_credit_goes_through_the_outbox_into_the_report(valkey: EmbeddedValkey
     first, second = run(*said), run(*said)
     assert first.stdout == "credit of 12.50 EUR to acme, id c1\n"
     assert "was used before, nothing changed" in second.stdout
-    entries = [entry for entry in read_events(connect_ledger(valkey.url)) if entry.event_id == "adjustment:c1"]
+    entries = [entry for entry in read_events(connect_ledger(valkey.url)) if entry.event_id == "adjustment:acme/c1"]
     assert len(entries) == 1
     path = write_books(tmp_path / "b.duckdb", entries)
     with open_books(path, read_only=True) as connection:
@@ -196,6 +196,19 @@ def test_a_credit_goes_through_the_outbox_into_the_report(valkey: EmbeddedValkey
     assert row is not None
     assert row[1:] == ("goodwill", "adjustment", "credit")
     assert report_of(path, row[0]).net == {"EUR": -12_500_000}
+
+
+def test_tenants_credits_of_one_id_all_count(valkey: EmbeddedValkey, tmp_path: Path) -> None:
+    """Books know an event by its id alone, whoever's it is."""
+    tenants = ("one", "two", "two/three")
+    for tenant in tenants:
+        written = ("--currency", "EUR", "--reason", "promotion", "--id", "november", "--ledger", valkey.url)
+        assert run("credit", tenant, "1", *written).exit_code == 0
+    assert run("credit", "two", "1", *written[:-3], "three/november", *written[-2:]).exit_code == 0
+    found = [each for each in read_events(connect_ledger(valkey.url)) if each.event_id.endswith("november")]
+    with open_books(write_books(tmp_path / "b.duckdb", found), read_only=True) as connection:
+        sums = connection.execute("SELECT tenant, sum(amount) FROM events GROUP BY tenant ORDER BY tenant").fetchall()
+    assert sums == [("one", 1_000_000), ("two", 2_000_000), ("two/three", 1_000_000)]
 
 
 def test_a_refund_in_part_is_about_a_request_and_an_id_is_made_up(valkey: EmbeddedValkey) -> None:
