@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from kong_plugins.application.ports import Ledger, OutboxEntry
+from kong_plugins.domain.events import ADJUSTMENT_TYPE, REVERSAL_TYPE
 from kong_plugins.domain.partitions import PARTITIONS
 
 PAGE = 1000
@@ -15,7 +16,8 @@ PAGE = 1000
 
 @dataclass(slots=True)
 class Books:
-    """Sums over billing events. ``posted`` is what the ledger put on counters of a tenant's budgets, by line key."""
+    """Sums over billing events: tokens are what is billed, less what was taken back. ``posted`` is what the ledger put
+    on counters of a tenant's budgets, by line key; a reversal's is negative."""
 
     requests: int = 0
     prompt: int = 0
@@ -49,14 +51,19 @@ def sum_events(entries: Iterable[OutboxEntry]) -> Books:
             books.duplicates += 1
             continue
         seen.add(entry.event_id)
-        data = json.loads(entry.event)["data"]
-        books.requests += 1
-        books.prompt += data["prompt"]
-        books.completion += data["completion"]
-        books.cached += data["cached"]
-        books.outcomes[data["outcome"]] += 1
-        books.evidence[data["evidence"]] += 1
-        books.tenants[data["tenant"]] += data["prompt"] + data["completion"]
+        event = json.loads(entry.event)
+        data, kind = event["data"], event["type"]
         for line, amount in entry.posted:
             books.posted[data["tenant"], line] += amount
+        if kind == ADJUSTMENT_TYPE:
+            continue
+        sign = -1 if kind == REVERSAL_TYPE else 1
+        books.prompt += sign * data["prompt"]
+        books.completion += sign * data["completion"]
+        books.cached += sign * data["cached"]
+        books.tenants[data["tenant"]] += sign * (data["prompt"] + data["completion"])
+        if sign > 0:
+            books.requests += 1
+            books.outcomes[data["outcome"]] += 1
+            books.evidence[data["evidence"]] += 1
     return books
