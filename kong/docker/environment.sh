@@ -69,7 +69,7 @@ render() {
 $keys
 LINES
     fi
-    "$home/bin/token-quota" render "$config" >"$KONG_DECLARATIVE_CONFIG.new"
+    "$home/bin/token-quota" render "$config" >"$KONG_DECLARATIVE_CONFIG.new" || exit 1 # -e does not hold in here
     mv "$KONG_DECLARATIVE_CONFIG.new" "$KONG_DECLARATIVE_CONFIG"
   ) || exit 1
 }

@@ -1,7 +1,8 @@
 """Healthy: Kong's port is open, and both plugin servers answer a question. Until then Kong answers 500 by itself.
 
 An argument is a URL that has to answer 200 too: Kong's http://127.0.0.1:8100/status/ready, where an ingress controller
-gives it its configuration. Exit status 0 or 1, and one line that says what is missing. Standard library only: it runs every few seconds.
+gives it its configuration. Exit status 0 or 1, and one line that says what is missing. Standard library only: it runs
+every few seconds.
 """
 
 import os
