@@ -32,6 +32,7 @@ def main() -> int:
         print(f"unsettled   {found.unsettled:,} (both plugin servers gone in their log phase: their holds expire)")
         print(f"unposted    {found.unposted:,} (in the books, not on a counter: the ledger had lost the hold)")
         print(f"billed      {found.billed:,} tokens")
+        print(f"reconcile   explains {dict(sorted(found.explained.items()))}")
         print(f"seed {given.seed}, appendfsync {given.appendfsync}, {time.monotonic() - started:.0f} s")
         for problem in found.problems:
             print(f"WRONG       {problem}")

@@ -14,6 +14,7 @@ from kong_plugins.adapters.ledger.audit import connect_audit
 from kong_plugins.adapters.sinks.jsonl_sink import read_jsonl
 from tests.chaos.clients import Seen
 from tests.chaos.killing import Killable
+from tests.chaos.receiver import read_received
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Findings:
     unposted: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     billed: int = 0
+    explained: Counter[str] = field(default_factory=Counter)  # by reconcile: why the engine counted otherwise
 
 
 def check(killable: Killable, generated: Iterable[str], seen: Seen) -> Findings:
@@ -45,6 +47,7 @@ def check(killable: Killable, generated: Iterable[str], seen: Seen) -> Findings:
     _as_clients_saw(findings, requests, unsettled, seen)
     _sinks_agree(findings, rows, killable)
     _counters_agree(findings, rows, killable)
+    _reconciles(findings, unsettled, killable)
     return findings
 
 
@@ -73,10 +76,14 @@ def _as_clients_saw(findings: Findings, requests: dict[str, tuple[Any, ...]], un
 
 
 def _sinks_agree(findings: Findings, rows: list[tuple[Any, ...]], killable: Killable) -> None:
-    lines = Counter(read_event(entry.event).id for entry in read_jsonl(killable.lines))
     ids = Counter(row[0] for row in rows)
-    if lines != ids:
-        findings.problems.append(f"sinks differ: {sorted((lines - ids) | (ids - lines))[:5]}")
+    others = {
+        "lines": Counter(read_event(entry.event).id for entry in read_jsonl(killable.lines)),
+        "receiver": Counter(str(event["id"]) for event in read_received(killable.received)),
+    }
+    for name, found in others.items():
+        if found != ids:
+            findings.problems.append(f"books and {name} differ: {sorted((found - ids) | (ids - found))[:5]}")
 
 
 def _counters_agree(findings: Findings, rows: list[tuple[Any, ...]], killable: Killable) -> None:
@@ -93,3 +100,25 @@ def _counters_agree(findings: Findings, rows: list[tuple[Any, ...]], killable: K
             if balance.state.committed != posted[key]:
                 findings.problems.append(f"{key}: counter {balance.state.committed}, events posted {posted[key]}")
     ledger.close()
+
+
+def _reconciles(findings: Findings, unsettled: set[str], killable: Killable) -> None:
+    """`token-quota reconcile` explains every difference between books, counters and engine, and lists what is held."""
+    status, found = killable.reconcile()
+    for engine in found["engines"]:
+        findings.explained.update(each["kind"] for each in engine["explanations"])
+    if status:
+        sides = ("engines", "counters")
+        amiss = [each for side in sides for each in found[side] if any(_values(each["unexplained"]))]
+        findings.problems.append(f"reconcile exits {status}: {found['missing']} {str(amiss)[:1000]}")
+    if not found["engines"] or not found["counters"]:
+        findings.problems.append("reconcile compared nothing")
+    held = {hold["id"] for hold in found["holds"]}
+    if held != unsettled:
+        findings.problems.append(f"reconcile lists other holds: {sorted(held ^ unsettled)[:5]}")
+    if len(found["unposted"]) != findings.unposted:
+        findings.problems.append(f"reconcile lists {len(found['unposted'])} unposted, books have {findings.unposted}")
+
+
+def _values(unexplained: int | dict[str, int]) -> list[int]:
+    return [unexplained] if isinstance(unexplained, int) else list(unexplained.values())

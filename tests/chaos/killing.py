@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from kong_plugins.adapters.ledger import EmbeddedValkey
-from kong_plugins.cli.processes import Child, unix_socket_answers
+from kong_plugins.cli.processes import Child, free_port, tcp_port_answers, unix_socket_answers
 from kong_plugins.cli.stack import Gateway, Stack, StackOptions, default_config, start_stack
 
 PLUGIN_SERVERS = ("token-quota", "billing-events")
@@ -28,6 +30,7 @@ class Victim(StrEnum):
     LEDGER = "ledger"
     COLLECTOR = "collector"
     COLLECTOR_AND_LEDGER = "collector and ledger"
+    SINK = "sink"
 
 
 def config(directory: Path, tenants: tuple[str, ...]) -> Path:
@@ -64,7 +67,9 @@ class Killable:
         resources: ExitStack,
         tenants: tuple[str, ...],
         appendfsync: Literal["everysec", "always"] = "everysec",
+        collector: str = "kong_plugins.cli",
     ) -> None:
+        """``collector``: the module that the collector is run as."""
         self.directory = directory
         self.ledger = resources.enter_context(EmbeddedValkey(directory / "ledger", appendfsync=appendfsync))
         options = StackOptions(
@@ -78,6 +83,11 @@ class Killable:
         self.stack: Stack = start_stack(options, resources, lambda _: None)
         self.books = directory / "books.duckdb"
         self.lines = directory / "lines"
+        self.received = directory / "received.jsonl"
+        self._receiver_port = free_port()
+        self._receiver = self._start_receiver()
+        resources.callback(lambda: _kill(self._receiver))
+        self._collector_module, self._collector_port = collector, free_port()
         self._collector_log = resources.enter_context((directory / "collector.log").open("ab"))
         self._collector = self._start_collector()
         resources.callback(self._end_collector)
@@ -95,6 +105,8 @@ class Killable:
             case Victim.PLUGIN_SERVERS:
                 for name in PLUGIN_SERVERS:
                     _kill(self._child(name).process)
+            case Victim.SINK:
+                _kill(self._receiver)
             case _:
                 _kill(self._child(victim.value).process)
 
@@ -106,6 +118,8 @@ class Killable:
             child = self._child(name)
             if child.ended():
                 self._restart(child)
+        if self._receiver.poll() is not None:
+            self._receiver = self._start_receiver()
         if self._collector.poll() is not None:
             self._collector = self._start_collector()
 
@@ -116,16 +130,35 @@ class Killable:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
 
+    def reconcile(self) -> tuple[int, dict[str, Any]]:
+        """`token-quota reconcile` of the day so far: its status and what it found."""
+        argv = [sys.executable, "-m", "kong_plugins.cli", "reconcile", "--books", str(self.books), "--format", "json"]
+        argv += ["--ledger", self.stack.ledger_url, "--engine", self.stack.engine_root]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+        assert done.stdout, done.stderr
+        return done.returncode, json.loads(done.stdout)
+
     def _collector_options(self) -> list[str]:
-        sinks = (f"duckdb://{self.books}", f"jsonl://{self.lines}?rotate_mb=1")
+        receiver = f"cloudevents+http://127.0.0.1:{self._receiver_port}/api/v1/events"
+        sinks = (f"duckdb://{self.books}", f"jsonl://{self.lines}?rotate_mb=1", receiver)
         return ["--ledger", self.stack.ledger_url, *(part for sink in sinks for part in ("--sink", sink))]
 
     def _start_collector(self) -> subprocess.Popen[bytes]:
-        argv = [sys.executable, "-m", "kong_plugins.cli", "collector", "run", *self._collector_options()]
+        argv = [sys.executable, "-m", self._collector_module, "collector", "run", *self._collector_options()]
         # Small batches: more seams to be killed at.
-        argv += ["--listen", "off", "--batch", "25", "--linger-ms", "20"]
+        argv += ["--batch", "25", "--linger-ms", "20", "--engine", self.stack.engine_root]
+        argv += ["--listen", f"127.0.0.1:{self._collector_port}"]
         log = self._collector_log
-        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        # A kill while it starts breaks nothing: it is to be at work before the next.
+        _wait_for(tcp_port_answers(self._collector_port), "the collector")
+        return process
+
+    def _start_receiver(self) -> subprocess.Popen[bytes]:
+        argv = [sys.executable, "-m", "tests.chaos.receiver", str(self._receiver_port), str(self.received)]
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
+        _wait_for(tcp_port_answers(self._receiver_port), "the receiver")
+        return process
 
     def _end_collector(self) -> None:
         if self._collector.poll() is None:
@@ -159,10 +192,7 @@ class Killable:
                 start_new_session=True,
             )
         socket = self.stack.run_dir / f"{child.name}.sock"
-        answers, deadline = unix_socket_answers(socket), time.monotonic() + BACK_S
-        while not answers():
-            assert time.monotonic() < deadline, f"{child.name} did not come back:\n{child.log_tail()}"
-            time.sleep(0.02)
+        _wait_for(unix_socket_answers(socket), child.name)
 
     @property
     def _environments(self) -> dict[str, dict[str, str]]:
@@ -171,6 +201,13 @@ class Killable:
             gateway = next(child for child in self.stack.processes.children if child.name == "gateway")
             self._environments_seen = dict.fromkeys(PLUGIN_SERVERS, _environment(gateway.process.pid))
         return self._environments_seen
+
+
+def _wait_for(answers: Callable[[], bool], name: str) -> None:
+    deadline = time.monotonic() + BACK_S
+    while not answers():
+        assert time.monotonic() < deadline, f"{name} did not come back"
+        time.sleep(0.02)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

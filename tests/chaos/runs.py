@@ -36,13 +36,13 @@ class Outcome:
 
 
 @contextmanager
-def killable_stack(directory: Path, appendfsync: Literal["everysec", "always"]) -> Iterator[Killable]:
+def killable_stack(directory: Path, appendfsync: Literal["everysec", "always"], collector: str) -> Iterator[Killable]:
     with ExitStack() as resources:
         monkeypatch = resources.enter_context(pytest.MonkeyPatch.context())
         for tenant in TENANTS:
             monkeypatch.setenv(f"DECK_{tenant.upper()}_KEY", f"sk-{uuid.uuid4().hex}")
         monkeypatch.setenv("TOKEN_QUOTA_SPOOL_DIR", str(directory / "spool"))
-        yield Killable(directory, resources, TENANTS, appendfsync)
+        yield Killable(directory, resources, TENANTS, appendfsync, collector)
 
 
 def kill_and_check(
@@ -53,10 +53,12 @@ def kill_and_check(
     appendfsync: Literal["everysec", "always"] = "everysec",
     say: Callable[[str], None] = lambda _: None,
     only: Victim | None = None,
+    collector: str = "kong_plugins.cli",
 ) -> Outcome:
-    """``runs`` kills at times and of processes that the seed decides, under load; then the books are checked."""
+    """``runs`` kills at times and of processes that the seed decides, under load; then the books are checked.
+    ``collector``: the module that the collector is run as."""
     choose, outcome = random.Random(seed), Outcome()
-    with killable_stack(directory, appendfsync) as killable:
+    with killable_stack(directory, appendfsync, collector) as killable:
         keys = {tenant: killable.stack.keys[f"DECK_{tenant.upper()}_KEY"] for tenant in TENANTS}
         clients = Clients(killable.stack.url, keys, seed)
         outcome.seen = clients.seen
