@@ -39,7 +39,7 @@ return {
                 "x-data-parallel-rank",
                 "x-vllm-priority",
                 "x-session-id",
-                "x-prefix-affinity",
+                "xprefixaffinity",
                 "x-request-id",
                 "endpoint-load-metrics-format",
                 "idempotency-key",

@@ -120,7 +120,7 @@ def test_a_client_cannot_have_kong_drop_headers(host: LuaHost, connection: list[
 def test_credentials_and_forged_headers_stay_here(host: LuaHost) -> None:
     """Keys in headers and query, identity and engine headers, also written with underscores; the rest goes upstream."""
     names = [b"Authorization", b"apikey", b"X-API-Key", b"x-authenticated-userid", b"X_Authenticated_Groups",
-             b"X-data-parallel-rank", b"X-Vllm-Priority", b"X-Session-ID", b"x-prefix-affinity",
+             b"X-data-parallel-rank", b"X-Vllm-Priority", b"X-Session-ID", b"XPrefixAffinity",
              b"x-request-id"]  # fmt: skip
     request, _ = gated(
         host, headers=[*((name, b"v") for name in names), (b"x-team", b"blue")], query=b"apikey=secret&a=1&X=apikey"
