@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from kong_plugins.adapters.kong_request import TAP, read_tap
-from kong_plugins.domain.events import Admitted, Ending, known_usage
+from kong_plugins.domain.events import CLIENT_CLOSED, FIRST_ERROR, Admitted, Ending, known_usage
 from kong_plugins.domain.holds import Outcome
 from kong_plugins.domain.usage import NO_USAGE, Evidence, Usage
 
@@ -25,6 +25,7 @@ class Skipped(StrEnum):
 
     MALFORMED = "malformed"
     NO_CONSUMER = "no_consumer"
+    NOT_ASKED = "not_asked"  # Kong answered by itself and refused nothing (a replay, a preflight): nobody used anything
     USAGE_UNKNOWN = "usage_unknown"  # an admitted request that somebody else settles, or whose hold ends by itself
 
 
@@ -96,6 +97,10 @@ def read_record(record: object) -> Ended | Seen | Skipped:
         ending = tap[1] if tap[1].evidence is not None else replace(tap[1], usage=usage, evidence=ending.evidence)
     known, evidence = known_usage(ending) or (NO_USAGE, Evidence.HELD)
     denied = ending.source == "exit" and ending.status in REFUSALS
+    if ending.source == "exit" and not ending.upstream_status and ending.usage is None:
+        denied = ending.status >= FIRST_ERROR and ending.status != CLIENT_CLOSED
+        if not denied:
+            return Skipped.NOT_ASKED
     return Seen(admitted, ending, known, evidence, Outcome.DENIED if denied else ending.outcome())
 
 

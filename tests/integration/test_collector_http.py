@@ -213,6 +213,18 @@ def test_requests_that_no_plugin_of_ours_admitted_are_recorded_as_far_as_they_ar
     assert "sk-secret" not in json.dumps(events)
 
 
+def test_what_kong_answered_by_itself_is_never_charged(posts: Posts) -> None:
+    """A price per request may be for failed ones too: a refusal is none, and a replay or preflight is no request."""
+    own = {"source": "kong", "upstream_status": ""}
+    answers = [
+        record(f"r{status}", response={"status": status}, **own) for status in (200, 204, 400, 409, 422, 499, 503)
+    ]
+    gone = record("gone", source="kong", upstream_status="504", response={"status": 504})
+    assert posts.send("/log", [*answers, gone]) == (200, {"not_asked": 3, "new": 5})
+    found = {event_id: event["data"]["outcome"] for event_id, event in posts.events().items()}
+    assert found == {**dict.fromkeys(("r400", "r409", "r422", "r503"), "denied"), "gone": "failed"}
+
+
 def cloud_event(event_id: str, **data: Any) -> dict[str, Any]:
     event = json.loads(event_of(event_id, "tenant_a", 100, 20))
     event["data"].update(data)
