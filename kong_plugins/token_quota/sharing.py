@@ -93,8 +93,6 @@ def read_sharing(values: Mapping[str, Any], environ: Mapping[str, str], problems
             f"config.cache_salt_key: at least {KEY_CHARS_MIN} characters (or {SALT_KEY_ENV} in the plugin server's"
             " environment), such as `openssl rand -hex 32` makes"
         )
-    if salt_key.startswith("{vault://"):
-        problems.append("config.cache_salt_key: Kong did not resolve this vault reference; check the vault and its key")
     limit, by_model = values.get("max_concurrent_requests"), dict(values.get("max_concurrent_by_model") or {})
     return SharingRules(
         limit=None if limit is None else int(limit),
