@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.e2e.conftest import MODEL, Running, chat
-from tests.e2e.test_requests import settled
+from tests.e2e.waiting import settled
 
 PATH = "/v1/chat/completions"
 JSON = {"Content-Type": "application/json"}

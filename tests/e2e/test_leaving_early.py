@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import MODEL, Running, chat
-from tests.e2e.test_requests import settled
+from tests.e2e.waiting import settled
 
 TEMPLATE_TOKENS = 3  # R1's for a single turn; charged only where the engine counted
 MESSAGES = chat()["messages"]

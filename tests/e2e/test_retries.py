@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 import openai
 import pytest
 
-from kong_plugins.cli.processes import unix_socket_answers
-from kong_plugins.cli.stack import Gateway
 from tests.bench.retries import Books, Storm, books_of
 from tests.e2e.conftest import MODEL, Running, chat
-from tests.e2e.test_requests import settled, wait_for
+from tests.e2e.nodes import end_server
+from tests.e2e.waiting import settled, wait_for
 
 CHAT = "/v1/chat/completions"
 MESSAGES: Any = chat()["messages"]
@@ -243,47 +239,14 @@ def test_no_more_attempts_than_agreed_are_charged_as_one(running: Running) -> No
 
 def test_a_replay_outlives_the_plugin_server(running: Running) -> None:
     """The answer is the ledger's, not a process's."""
+    if running.backend == "docker":
+        pytest.skip("docker: its processes are in containers")
     key = new_key()
     first = ask(running, "replayer", key, stream=True)
     settled(running, "replayer")
-    restart_token_quota(running)
+    end_server(running)
     again = ask(running, "replayer", key, stream=True)
     assert (again.content, again.headers["idempotent-replayed"]) == (first.content, "true")
-
-
-def restart_token_quota(running: Running) -> None:
-    """Kill the plugin server; Kong starts another, in the stand-in's place we do."""
-    stack = running.stack
-    if stack.gateway is Gateway.KONG:
-        sock = stack.run_dir / "kong" / "token-quota.sock"
-        (pid,) = pids_of("kong_plugins.token_quota", str(stack.run_dir))
-        os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: pids_of("kong_plugins.token_quota", str(stack.run_dir)) not in ([], [pid]), "a new server")
-        wait_for(unix_socket_answers(sock), "its socket")
-        return
-    child = next(child for child in stack.processes.children if child.name == "token-quota")
-    child.process.kill()
-    child.process.wait()
-    at = stack.processes.children.index(child)
-    env = {**stack.keys, "TOKEN_QUOTA_LEDGER_URL": stack.ledger_url}
-    sock = stack.run_dir / "token-quota.sock"
-    assert isinstance(child.process.args, list)
-    replaced = stack.processes.start("token-quota", child.process.args, env, unix_socket_answers(sock))
-    stack.processes.children.remove(replaced)
-    stack.processes.children[at] = replaced
-
-
-def pids_of(*words: str) -> list[int]:
-    """Processes whose command line has all of these words."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:  # it ended meanwhile
-            continue
-        if all(word in line for word in words):
-            found.append(int(entry.parent.name))
-    return found
 
 
 @pytest.mark.parametrize(("leg", "tenant"), [("sdk", "storm_sdk"), ("streams", "storm_streams")])

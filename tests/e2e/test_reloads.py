@@ -1,0 +1,153 @@
+"""Budgets that change and plugin servers that end while tenants ask: no count is lost and nobody is refused wrongly."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kong_plugins.cli.processes import free_port
+from kong_plugins.cli.stack import Gateway, StackOptions
+from tests.bench.retries import Books, books_of
+from tests.e2e import backends
+from tests.e2e.conftest import Running, chat, make_keys, start, suite_config
+from tests.e2e.load import PATH, Load, ask, asking
+from tests.e2e.nodes import end_server, post_config, reload, set_budgets
+from tests.e2e.waiting import balance, settled, wait_for
+
+LIMIT = 10_000_000
+ENDINGS = [("token-quota", signal.SIGTERM), ("token-quota", signal.SIGKILL), ("billing-events", signal.SIGKILL)]
+# What a client may be told while its request cannot be checked: by the guard, the plugin server, or Kong itself.
+CANNOT_CHECK = {"quota_decision_missing", "plugin_failed", "An unexpected error occurred"}
+
+
+def daily(limit: int) -> list[dict[str, Any]]:
+    return [{"name": "daily", "limit": limit, "window": "day"}]
+
+
+TENANTS = {
+    name: {"budgets": daily(LIMIT)}
+    for name in ("by_reload", "by_post", *(f"{plugin}_{how.name}" for plugin, how in ENDINGS))
+}
+TENANTS = {name.replace("-", "_").lower(): settings for name, settings in TENANTS.items()}
+
+
+@dataclass
+class Reloadable:
+    """A node whose configuration the test may edit. ``admin_url``: of Kong's Admin API."""
+
+    running: Running
+    config: Path
+    admin_url: str
+
+    def change(self, tenant: str, how: str, budgets: list[dict[str, Any]]) -> None:
+        """Takes effect within a moment; requests go on meanwhile."""
+        set_budgets(self.config, tenant, budgets)
+        if how == "post":
+            post_config(self.running, self.config, self.admin_url)
+        else:
+            reload(self.running, self.config)
+
+
+@pytest.fixture(scope="module", params=backends.params("local", "kong"))
+def reloadable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reloadable]:
+    directory = tmp_path_factory.mktemp("reloads")
+    with ExitStack() as resources:
+        monkeypatch = resources.enter_context(pytest.MonkeyPatch.context())
+        make_keys(monkeypatch, *TENANTS)
+        admin = free_port()
+        # Kong's environment wins over its file.
+        monkeypatch.setenv("KONG_ADMIN_LISTEN", f"127.0.0.1:{admin}")
+        config = suite_config(directory, TENANTS)
+        options = StackOptions(config=config, gateway=Gateway(request.param), port=0, data_dir=directory)
+        yield Reloadable(start(options, resources), config, f"http://127.0.0.1:{admin}")
+
+
+@contextmanager
+def open_stream(running: Running, tenant: str) -> Iterator[None]:
+    """An answer that the engine stalls in until its client leaves."""
+    running.faults(hang_after_tokens=10, requests=1)
+    body = chat(stream=True, stream_options={"include_usage": True})
+    headers = {"apikey": running.key(tenant)}
+    with running.http.stream("POST", f"{running.stack.url}{PATH}", json=body, headers=headers) as answer:
+        assert answer.status_code == 200
+        events = (line for line in answer.iter_lines() if line.startswith("data: "))
+        for _ in range(10):
+            next(events)
+        yield
+
+
+# In this order: for some seconds after a reload a predecessor stands in for a plugin server that ends.
+
+
+@pytest.mark.parametrize(("plugin", "how"), ENDINGS, ids=[f"{plugin}-{how.name}" for plugin, how in ENDINGS])
+def test_a_plugin_server_ends_under_load(reloadable: Reloadable, plugin: str, how: signal.Signals) -> None:
+    """Some requests cannot be checked meanwhile and are told so; none is refused for its budget, none passes unmetered,
+    and each that was served is charged once. What a killed server held for a request that it never let through is no
+    charge: it ends by its own clock."""
+    running, tenant = reloadable.running, f"{plugin}_{how.name}".replace("-", "_").lower()
+    engine = running.engine()
+    with asking(running, tenant) as load:
+        load.more(10)
+        for _ in range(2):
+            end_server(running, plugin, how)
+            load.more(10)
+    refused = [reply for reply in load.replies if reply.status != 200]
+    print(f"{running.backend}: {plugin} ended by {how.name} twice: {dict(load.statuses())}")
+    assert {reply.status for reply in refused} <= {500, 503}, load.statuses()
+    assert {reply.error for reply in refused} <= CANNOT_CHECK, load.statuses()
+    books = books_when(running, tenant, len(load.served()))
+    agree(running, load, books, engine)
+    assert books.outcomes == {"completed": len(load.served())}
+    if how is signal.SIGTERM or not refused:
+        settled(running, tenant)
+
+
+@pytest.mark.parametrize("how", ["reload", "post"])
+def test_a_budget_changes_under_load(reloadable: Reloadable, how: str) -> None:
+    """Known by its name it keeps what was used; every request is served, an answer that was under way settles, each has
+    one event; a limit below what is used refuses at once, a higher one admits at once."""
+    running, tenant = reloadable.running, f"by_{how}"
+    if how == "post" and running.backend == "local":
+        pytest.skip("local: it has no Admin API")
+    engine = running.engine()
+    with asking(running, tenant) as load, open_stream(running, tenant):
+        for limit in (2 * LIMIT, LIMIT // 2):
+            load.more(5)
+            reloadable.change(tenant, how, daily(limit))
+            wait_for(lambda limit=limit: load.served()[-1].limit == limit, f"a limit of {limit}", 30)
+        load.more(5)
+    assert {reply.status for reply in load.replies} == {200}, load.statuses()
+    books = books_when(running, tenant, len(load.replies) + 1)
+    agree(running, load, books, engine)
+    assert books.outcomes == {"completed": len(load.replies), "aborted": 1}
+
+    used = settled(running, tenant)
+    reloadable.change(tenant, how, daily(used))
+    wait_for(lambda: ask(running, tenant).status == 429, "a refusal", 30)
+    used = settled(running, tenant)
+    assert ask(running, tenant).error == "insufficient_quota"
+    assert settled(running, tenant) == used
+    reloadable.change(tenant, how, daily(LIMIT))
+    wait_for(lambda: ask(running, tenant).status == 200, "an answer", 30)
+    assert settled(running, tenant) > used
+
+
+def books_when(running: Running, tenant: str, requests: int) -> Books:
+    """Once there are so many events."""
+    wait_for(lambda: len(books_of(running.ledger, tenant).standing) >= requests, f"{requests} events of {tenant}")
+    return books_of(running.ledger, tenant)
+
+
+def agree(running: Running, load: Load, books: Books, engine: Any) -> None:
+    """One event for each answer, of its tokens; the budget and the engine's counters add up to the events."""
+    told = {reply.request_id: reply.tokens for reply in load.served()}
+    assert {event: books.standing.get(event) for event in told} == told
+    assert balance(running, load.tenant).state.committed == books.net
+    after = running.engine()
+    assert after.prompt + after.completion - engine.prompt - engine.completion == books.net
