@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_ARGS ?=
 
-.PHONY: help demo up test lint types tests engine-test clickhouse-test bench docs lock format clean venv
+.PHONY: help demo up test lint types tests engine-test clickhouse-test bench docs lock audit sbom format clean venv
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,12 @@ clickhouse-test: venv  ## the ClickHouse sink on a ClickHouse in process (0.5 GB
 bench: venv  ## requests/s, latency, CPU and memory, beside stock kong-pdk in the same run
 	$(BIN)/python -m tests.bench
 	$(BIN)/python -m tests.bench.tap
+
+audit: venv  ## known vulnerabilities in what the locks pin (pip-audit; needs a network)
+	$(BIN)/python scripts/audit.py
+
+sbom: venv  ## build/sbom.cdx.json: what the locks pin, as CycloneDX
+	$(BIN)/python scripts/sbom.py
 
 format: venv
 	$(BIN)/ruff check --fix .

@@ -120,7 +120,7 @@ class Processes:
     children: list[Child] = field(default_factory=list)
 
     def __enter__(self) -> Processes:
-        self.logs.mkdir(parents=True, exist_ok=True)
+        self.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         return self
 
     def __exit__(self, *_: object) -> None:

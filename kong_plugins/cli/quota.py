@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from kong_plugins.adapters.ledger import connect_ledger
 from kong_plugins.application.ports import Balance, Grant, Ledger, LedgerUnavailable
@@ -102,6 +103,11 @@ def _short(window: str) -> str:
             return f"{window} s"
 
 
+def _name(name: str) -> Text:
+    """No markup, and no control characters for the terminal: a client may have chosen it."""
+    return Text("".join(char if char.isprintable() else "�" for char in name))
+
+
 def table(balances: list[Balance]) -> Table:
     """Budgets as a person reads them."""
     view = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
@@ -116,8 +122,8 @@ def table(balances: list[Balance]) -> Table:
         share = balance.state.remaining / balance.state.limit if balance.state.limit else 0.0
         colour = "red" if share < 0.1 else "yellow" if share < 0.5 else "green"
         view.add_row(
-            balance.tenant,
-            row["budget"],
+            _name(balance.tenant),
+            _name(row["budget"]),
             f"{_short(row['window'])}{'' if row['mode'] == 'hard' else ' (' + row['mode'] + ')'}",
             f"{row['limit']:,}",
             f"{row['committed']:,}",

@@ -127,11 +127,12 @@ def entries(
     period = _period(day or month or "", time_zone, monthly=month is not None)
     price_list = _prices(prices)
     with _open(books) as opened, _output(out) as file:
-        from kong_plugins.reports.rows import ENTRY_COLUMNS, entry_row
+        from kong_plugins.reports.rows import ENTRY_COLUMNS, as_text, entry_row
 
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(ENTRY_COLUMNS)
-        writer.writerows(map(entry_row, ledger_entries(opened, price_list, Scope(period, tenant))))
+        found = map(entry_row, ledger_entries(opened, price_list, Scope(period, tenant)))
+        writer.writerows([as_text(value) for value in row] for row in found)
 
 
 def _report(

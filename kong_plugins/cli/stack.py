@@ -148,7 +148,7 @@ def start_stack(options: StackOptions, resources: ExitStack, say: Say) -> Stack:
     resources.callback(shutil.rmtree, run_dir, ignore_errors=True)
     data_dir = options.data_dir or run_dir / "data"
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise StackError(f"cannot keep data in {data_dir}: {error}; choose another place with --data-dir") from error
     keys, generated = keys_for(options.config)
@@ -190,7 +190,9 @@ def start_stack(options: StackOptions, resources: ExitStack, say: Say) -> Stack:
         stack.books = data_dir / BOOKS_FILE
         _start_collector(options, stack, say)
     state = data_dir / STATE_FILE
-    state.write_text(json.dumps({"ledger_url": ledger_url, "url": stack.url, "pid": os.getpid()}))
+    state.unlink(missing_ok=True)  # a mode is for a new file only
+    with os.fdopen(os.open(state, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # a password may be in it
+        json.dump({"ledger_url": ledger_url, "url": stack.url, "pid": os.getpid()}, file)
     resources.callback(state.unlink, missing_ok=True)
     return stack
 

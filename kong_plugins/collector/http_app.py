@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from kong_plugins.collector.intake import Intake, Taken
 _log = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = 8 * 1024 * 1024  # http-log sends up to 200 records, each with every header of its request
+BODY_S = 30.0  # for all of it
 RETRY_AFTER_S = "1"
 VERDICTS_SHOWN = 100
 
@@ -28,6 +30,10 @@ Count = Callable[[str, Counter[str]], None]
 
 
 class _TooLarge(Exception):  # noqa: N818 - what it is
+    pass
+
+
+class _TooSlow(Exception):  # noqa: N818 - what it is
     pass
 
 
@@ -94,6 +100,9 @@ def make_app(
     async def too_large(_request: Request, _error: Exception) -> Response:
         return _problem(413, f"a body has at most {body_bytes_max} bytes: send smaller batches")
 
+    async def too_slow(_request: Request, _error: Exception) -> Response:
+        return _problem(408, f"a body is sent within {BODY_S:g} seconds", {"Connection": "close"})
+
     async def gone(_request: Request, _error: Exception) -> Response:
         return Response(status_code=400)  # to nobody
 
@@ -105,7 +114,12 @@ def make_app(
             Route("/readyz", readyz),
             Route("/metrics", metrics_page),
         ],
-        exception_handlers={LedgerUnavailable: ledger_away, _TooLarge: too_large, ClientDisconnect: gone},
+        exception_handlers={
+            LedgerUnavailable: ledger_away,
+            _TooLarge: too_large,
+            _TooSlow: too_slow,
+            ClientDisconnect: gone,
+        },
     )
 
 
@@ -119,10 +133,14 @@ def _refused(request: Request, tokens: Tokens) -> Response | None:
 
 async def _body(request: Request, bytes_max: int) -> bytes:
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > bytes_max:
-            raise _TooLarge
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > bytes_max:
+                    raise _TooLarge
+    except TimeoutError:
+        raise _TooSlow from None
     return bytes(body)
 
 
@@ -139,6 +157,7 @@ _TITLES = {
     400: "Bad Request",
     401: "Unauthorized",
     403: "Forbidden",
+    408: "Request Timeout",
     413: "Content Too Large",
     503: "Service Unavailable",
 }

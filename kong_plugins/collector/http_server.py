@@ -46,8 +46,16 @@ class HttpServer:
     def __init__(self, app: Any, sock: socket.socket) -> None:
         import uvicorn
 
+        from kong_plugins.collector.http_protocol import PromptProtocol
+
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, timeout_graceful_shutdown=CLOSE_S, lifespan="off"
+            app,
+            http=PromptProtocol,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=CLOSE_S,
+            lifespan="off",
         )
         self._server = uvicorn.Server(config)
         self._sock = sock

@@ -57,7 +57,10 @@ class Fields:
     def number(self, name: str) -> float | None:
         value = self.data.get(name)
         if value is None or isinstance(value, int | float):
-            return None if value is None else float(value)
+            try:
+                return None if value is None else float(value)
+            except OverflowError:  # an integer of 400 digits
+                raise invalid_field("finite_number", f"body.{name}", "Input should be a finite number", value) from None
         try:
             return float(str(value))
         except ValueError:
@@ -115,7 +118,7 @@ async def read_fields(request: Request) -> Fields:
     except json.JSONDecodeError as error:
         loc = f"body.{error.pos}"
         raise invalid_field("json_invalid", loc, "JSON decode error", {}, {"error": error.msg}) from None
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, or a number of more digits than Python reads
         raise HTTPException(400, "There was an error parsing the body") from error
     if not isinstance(data, dict):
         message = "Input should be a valid dictionary or object to extract fields from"

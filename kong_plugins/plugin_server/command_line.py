@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,6 +102,8 @@ def _run(names: Sequence[str], options: argparse.Namespace) -> int:
 
     if not options.kong_prefix.is_dir():
         return _give_up(f"there is no directory {options.kong_prefix} for the socket: see --kong-prefix")
+    # Tenants' prompts and the ledger's password are in memory: a crash leaves no copy of them on the disk.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     os.environ.setdefault("KONG_PREFIX", str(options.kong_prefix))  # Kong's own name for it; plugins keep files there
     logs.configure(logging.DEBUG if options.verbose else logging.INFO, options.log_file)
     parent = Parent(options.parent_watch)

@@ -16,10 +16,15 @@ from pathlib import Path
 log = logging.getLogger("kong_plugins.plugin_server")
 
 
+# Names that clients choose are in these lines: none may begin another line, or tell a terminal anything.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+_CONTROLS |= {0x0A: "\\n", 0x0D: "\\r", 0x09: "\t", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+
+
 class _OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         record.levelname = record.levelname.lower()
-        return super().format(record).replace("\r", "\\r").replace("\n", "\\n")
+        return super().format(record).translate(_CONTROLS)
 
 
 def configure(level: int, file: Path | None) -> None:

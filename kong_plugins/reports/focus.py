@@ -19,8 +19,20 @@ from kong_plugins.domain.double_entry import Adjustment
 from kong_plugins.domain.money import PICO_PER_MICRO, plain_pico
 from kong_plugins.domain.periods import Period, iso_utc, month_period
 from kong_plugins.domain.rating import PriceEntry
+from kong_plugins.reports.rows import as_text
 
 VERSION = "1.2"
+
+# What clients and operators name; all others are words or numbers of ours.
+_NAMES = {
+    "SubAccountId",
+    "SubAccountName",
+    "ResourceId",
+    "ResourceName",
+    "ChargeDescription",
+    "x_Account",
+    "x_Reference",
+}
 
 # Mandatory ones, then the conditional and recommended ones that apply to us, then our own.
 COLUMNS = (
@@ -100,7 +112,8 @@ def to_focus(report: Report) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(focus_rows(report))
+    for row in focus_rows(report):
+        writer.writerow(row | {name: str(as_text(row[name])) for name in _NAMES & row.keys()})
     return out.getvalue()
 
 

@@ -115,8 +115,17 @@ def to_csv(report: Report) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, list(COLUMNS), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows(report))
+    writer.writerows({name: as_text(value) for name, value in row.items()} for row in rows(report))
     return out.getvalue()
+
+
+def as_text(value: str | int | None) -> str | int | None:
+    """For a CSV field: a spreadsheet takes text that begins so for a formula, and a client chooses its model's name.
+    The quote in front is what spreadsheets themselves write for text."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 ENTRY_COLUMNS = ("time", "event_id", "account", "currency", "amount_micro")

@@ -53,6 +53,7 @@ from kong_plugins.domain.usage import NO_USAGE, Evidence, Usage
 from kong_plugins.token_quota.alerts import Alerts
 from kong_plugins.token_quota.config import ConfigError, QuotaConfig, parse_config
 from kong_plugins.token_quota.identity import NoIdentity, tenant_of
+from kong_plugins.token_quota.model_names import INVENTED_MAX, ModelNames
 from kong_plugins.token_quota.responses import (
     Caller,
     Problem,
@@ -135,6 +136,7 @@ class Plugin:
         )
         self._settling = Settling(poster, unknown, self._parts.counts)
         self._alerts = Alerts()
+        self._names = ModelNames(self._config.models)
         self._warned_of_tap = False
 
     def access(self, kong: Any) -> None:
@@ -153,6 +155,8 @@ class Plugin:
         admitted, ending = seen
         if admitted is not None:
             self._leave_engine(admitted, ending)
+            if ending.usage is not None and ending.usage.completion:
+                self._names.served(admitted.model)
             retriable = admitted.retriable and ending.outcome() is Outcome.COMPLETED
             self._settling.settle(admitted, ending, _answer(kong, answer_kept(table)) if retriable else NO_ANSWER)
 
@@ -223,6 +227,9 @@ class Plugin:
         request = parse(endpoint, gate.body, self._config.rules)
         bound = usage_bound(request.demand, self._config.rules)
         model = request.demand.model
+        if not self._names.admit(tenant, model, time.monotonic()):
+            message = f"`model` is none that is served here, after {INVENTED_MAX} others that were none either."
+            raise BadRequest(400, "too_many_models", message, "model")
         planned = plan(self._config.budgets, model, _scope(gate, model), bound)
         countable = not (self._config.rules.allow & request.fields.keys())
         attempt = attempt_of(gate, tenant, self._config.idempotency)

@@ -102,7 +102,7 @@ class EmbeddedValkey:
         if self._port is None and len(os.fsencode(self._socket)) > _SOCKET_PATH_MAX:
             raise EmbeddedValkeyError(f"{self._socket} is too long for a unix socket: give a port or another data_dir")
         server = self._server or find_server()
-        self._data_dir.mkdir(parents=True, exist_ok=True)
+        self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # answers that tenants got are kept in there
         lock = os.open(self._data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             # The server inherits the lock, so it is free when the server is gone, not when we are.
