@@ -98,15 +98,17 @@ def test_two_choices_share_one_prompt(real: RealEngine) -> None:
     assert books.completion - before.completion == engine.completion - engine_before.completion
 
 
-def test_a_tenant_finds_its_own_prefix_in_the_cache_and_nobody_elses(real: RealEngine) -> None:
+@pytest.mark.parametrize("path", ["chat/completions", "messages"])
+def test_a_tenant_finds_its_own_prefix_in_the_cache_and_nobody_elses(real: RealEngine, path: str) -> None:
     """The salt keeps tenants apart: the same prompt is cold for the second tenant, warm for the first one again."""
-    prompt = messages(f"A prompt of this test's own. {SENTENCE * 20}")
+    prompt = messages(f"A prompt of this test's own, for {path}. {SENTENCE * 20}")
 
     def cached(tenant: str) -> int:
-        answer = real.client(tenant).chat.completions.create(model=MODEL, messages=prompt, max_tokens=4)
-        assert answer.usage is not None
-        details = answer.usage.prompt_tokens_details
-        return (details.cached_tokens or 0) if details else 0
+        body = {"model": MODEL, "messages": prompt, "max_tokens": 4}
+        answer = real.http.post(f"{real.stack.url}/v1/{path}", headers={"apikey": real.key(tenant)}, json=body)
+        usage = answer.json()["usage"]
+        details = usage.get("prompt_tokens_details") or {}
+        return int(usage.get("cache_read_input_tokens") or details.get("cached_tokens") or 0)
 
     assert cached("tenant_a") == 0
     warm = cached("tenant_a")
