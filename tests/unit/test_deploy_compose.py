@@ -16,10 +16,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kong_plugins.adapters.outbox import SinkStatus
 from kong_plugins.adapters.plugin_metrics import PostingMetrics
+from kong_plugins.adapters.sinks import open_sink
 from kong_plugins.application.deliver import Progress
+from kong_plugins.cli.collector import run
 from kong_plugins.cli.compose import make_secrets
 from kong_plugins.cli.stack import default_config, keys_for
 from kong_plugins.collector.metrics import Metrics
+from kong_plugins.collector.sink_names import name_and_url
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -90,16 +93,19 @@ def test_each_engine_answers_under_the_name_that_kong_yaml_calls() -> None:
     assert "COMPOSE_PROFILES=sim" in (ROOT / ".env").read_text().splitlines()
 
 
-def test_the_sinks_and_commands_that_services_run_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    """A sink's URL has a form that the collector knows, and its options are spelled as the command has them."""
-    from kong_plugins.cli.collector import run
-
+def test_the_collectors_run_with_options_and_sinks_that_exist(tmp_path: Path) -> None:
+    """A sink's URL, with its options, is one that the collector opens; options are spelled as the command has them."""
+    (tmp_path / "clickhouse_password").write_text("s3cret")
     options = {"--sink", "--listen", "--token-file", "--engine"}
     assert {f"--{name.replace('_', '-')}" for name in run.__annotations__} >= options
     for name in ("collector", "collector-analytics"):
         command = SERVICES[name]["command"]
         assert command[:2] == ["collector", "run"]
         assert {word for word in command if word.startswith("--")} <= options
+        sinks = [url for option, url in itertools.pairwise(command) if option == "--sink"]
+        assert sinks
+        for sink in sinks:
+            open_sink(name_and_url(sink)[1].replace("/run/secrets", str(tmp_path))).close()
 
 
 def test_made_up_secrets_are_what_compose_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
