@@ -82,8 +82,8 @@ SHARING: Schema = [
     {"affinity_ranks": integer("For affinity rank: the engine's --data-parallel-size.", 2, RANKS_MAX)},
     {
         "affinity_header": text(
-            "For affinity header: as in the upstream's hash_on_header. Letters and digits only: Kong 3.9 finds no header"
-            " with a dash there, and then sends everything to one target.",
+            "For affinity header: as in the upstream's hash_on_header. Letters and digits only: Kong 3.9 finds no"
+            " header with a dash there, and then sends everything to one target.",
             match="^[A-Za-z][A-Za-z0-9]*$",
             len_max=64,
             default="xprefixaffinity",
