@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from kong_plugins.application.ports import LedgerUnavailable, SpoolUnavailable
+from kong_plugins.cli.quota import LedgerOption
 
 app = typer.Typer(
     help="Settlements that wait for the ledger: what plugin servers could not post, in their spool directory.",
@@ -24,19 +26,41 @@ DirectoryOption = Annotated[
         "--dir",
         envvar="TOKEN_QUOTA_SPOOL_DIR",
         help="The plugin servers' spool directory: TOKEN_QUOTA_SPOOL_DIR, or token-quota-spool in Kong's prefix.",
-        show_default="$KONG_PREFIX/token-quota-spool",
+        show_default="that of a running `token-quota up`, else $KONG_PREFIX/token-quota-spool",
     ),
 ]
 ASIDE_SHOWN = 100
 
 
-def _files(directory: Path | None) -> list[Path]:
-    from kong_plugins.adapters.spool import spool_directory
+def _directory(given: Path | None) -> Path:
+    """As given, by the environment, or that of a running `token-quota up`. What is not there is no empty spool."""
+    from kong_plugins.adapters.spool import KONG_PREFIX_ENV, spool_directory
+    from kong_plugins.cli.stack import STATE_FILE, default_data_dir
 
-    return sorted((directory or spool_directory()).glob("*-*.db"))
+    running = KONG_PREFIX_ENV not in os.environ and (default_data_dir() / STATE_FILE).exists()
+    directory = given or (default_data_dir() / "spool" if running else spool_directory())
+    if not directory.is_dir():
+        _fail(f"no spool in {directory}: give the plugin servers' with --dir or TOKEN_QUOTA_SPOOL_DIR")
+    return directory
 
 
-def _fail(message: str) -> Any:
+def _ledger(given: str | None) -> str:
+    from kong_plugins.cli.stack import STATE_FILE, default_data_dir
+
+    if given:
+        return given
+    try:
+        found: str = json.loads((default_data_dir() / STATE_FILE).read_text())["ledger_url"]
+    except (OSError, ValueError, KeyError):
+        _fail("no ledger given: use --ledger URL or TOKEN_QUOTA_LEDGER_URL, or start one with `token-quota up`")
+    return found
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(directory.glob("*-*.db"))
+
+
+def _fail(message: str) -> NoReturn:
     typer.echo(f"token-quota spool: {message}", err=True)
     raise typer.Exit(1)
 
@@ -70,7 +94,7 @@ def show(
 ) -> None:
     """How many postings wait, for which ledger, since when; and those set aside, with the reason."""
     found = []
-    for path in _files(directory):
+    for path in _files(_directory(directory)):
         try:
             found.append(_look(path))
         except sqlite3.Error as error:
@@ -93,9 +117,7 @@ def show(
 
 @app.command()
 def replay(
-    ledger: Annotated[
-        str, typer.Option("--ledger", envvar="TOKEN_QUOTA_LEDGER_URL", help="The ledger's URL, as the plugins have it.")
-    ],
+    ledger: LedgerOption = None,
     directory: DirectoryOption = None,
     any_ledger: Annotated[
         bool, typer.Option(help="Also what was meant for another address: the ledger has moved.")
@@ -108,12 +130,13 @@ def replay(
     """
     from kong_plugins.adapters.background import GreenletQueue
     from kong_plugins.adapters.ledger import connect_ledger
-    from kong_plugins.adapters.spool import DurableSpool, ledger_address, spool_directory
+    from kong_plugins.adapters.spool import DurableSpool, ledger_address
     from kong_plugins.adapters.spool_file import SpoolFile, SpoolFileError
     from kong_plugins.application.posting import Poster
 
-    addresses = {ledger_address(ledger)}
-    for path in _files(directory):
+    url, spools = _ledger(ledger), _directory(directory)
+    addresses = {ledger_address(url)}
+    for path in _files(spools):
         try:
             address = _look(path)["ledger"]
             if any_ledger or address in addresses:
@@ -127,9 +150,9 @@ def replay(
             _fail(str(error))
     left = posted = 0
     try:
-        connected = connect_ledger(ledger)
+        connected = connect_ledger(url)
         for address in sorted(addresses):
-            spool, queue = DurableSpool(directory or spool_directory(), address), GreenletQueue("replay", capacity=1)
+            spool, queue = DurableSpool(spools, address), GreenletQueue("replay", capacity=1)
             poster = Poster(connected, spool, queue)
             poster.resume()
             queue.join(seconds)

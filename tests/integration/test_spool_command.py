@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from kong_plugins.adapters.ledger import EmbeddedValkey, connect_ledger
@@ -22,6 +23,7 @@ def spool(directory: Path, *args: str) -> tuple[int, str]:
 def test_shown_and_replayed_also_what_was_set_aside(tmp_path: Path) -> None:
     """With its reason; a second replay finds nothing, and a running server's file is left to it."""
     directory = tmp_path / "spool"
+    directory.mkdir()
     assert spool(directory, "show") == (0, "nothing waits\n")
     with EmbeddedValkey(tmp_path / "valkey") as server:
         left = DurableSpool(directory, ledger_address(server.url))
@@ -40,6 +42,23 @@ def test_shown_and_replayed_also_what_was_set_aside(tmp_path: Path) -> None:
         ledger = connect_ledger(server.url, timeout_s=5)
         assert {entry.event_id for entry in ledger.outbox(partition_of("t"))} == {"bad", "good"}
         ledger.close()
+
+
+def test_a_spool_that_is_not_there_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looked for in the wrong place, what waits must not pass for nothing; a running `up` is found by itself."""
+    assert spool(tmp_path / "elsewhere", "show")[0] == 1
+    for name in ("TOKEN_QUOTA_SPOOL_DIR", "TOKEN_QUOTA_LEDGER_URL", "KONG_PREFIX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    data = tmp_path / "token-quota"
+    data.mkdir()
+    with EmbeddedValkey(tmp_path / "valkey") as server:
+        (data / "stack.json").write_text(json.dumps({"ledger_url": server.url}))
+        left = DurableSpool(data / "spool", ledger_address(server.url))
+        left.append(Recording("t", "e1", b"{}"))
+        left.close()
+        assert "1 waiting" in CliRunner().invoke(app, ["spool", "show"]).output
+        assert CliRunner().invoke(app, ["spool", "replay"]).output == "1 posted, 0 left\n"
 
 
 def test_a_ledger_that_moved_is_named_by_hand(tmp_path: Path) -> None:
