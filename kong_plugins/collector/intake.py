@@ -15,9 +15,9 @@ from kong_plugins.adapters.kong_log import Ended, Skipped, read_record
 from kong_plugins.application.ports import Ledger
 from kong_plugins.application.posting import Poster
 from kong_plugins.application.settle import Settling
-from kong_plugins.domain.events import Admitted, Ending, billing_event, reversal_event
+from kong_plugins.domain.events import Admitted, Ending, billing_event, known_usage, reversal_event
 from kong_plugins.domain.holds import Outcome, Settlement, SettleOutcome, SettleStatus
-from kong_plugins.domain.usage import Evidence, Usage
+from kong_plugins.domain.usage import NO_USAGE, Evidence, Usage
 
 _log = logging.getLogger(__name__)
 
@@ -71,16 +71,19 @@ class Intake:
             if isinstance(said, Skipped):
                 return said
             if isinstance(said, Ended):
+                usage, evidence = known_usage(said.ending) or (NO_USAGE, Evidence.HELD)
+                if not _bookable(said.admitted, billing_event(said.admitted, said.ending, usage, evidence)):
+                    return Skipped.MALFORMED
                 outcome = self._settling.settle(said.admitted, said.ending)
                 if outcome is None:
                     return Skipped.USAGE_UNKNOWN
                 return Taken.REPEATED if outcome.status is SettleStatus.REPEATED else Taken.NEW
             admitted = said.admitted
             event = billing_event(admitted, said.ending, said.usage, said.evidence, said.outcome)
-        except ValueError as error:  # counts that cannot be
-            _log.warning("a log record says what cannot be: %s", error)
-            return Skipped.MALFORMED
-        if not _fits(admitted.hold_id, admitted.tenant, event):
+            if not _bookable(admitted, event):
+                return Skipped.MALFORMED
+        except (ValueError, OverflowError) as error:  # counts or times that cannot be
+            _log.warning("a log record says what cannot be: %r", str(error))
             return Skipped.MALFORMED
         return self._recorded(admitted.tenant, admitted.hold_id, event)
 
@@ -127,6 +130,16 @@ def _settlement(read: RequestEvent, event: bytes) -> Settlement | None:
     reversal = reversal_event(admitted, Ending(endpoint=data.endpoint, last_ms=ended_ms), usage, evidence)
     outcome = Outcome(data.outcome)
     return Settlement(data.tenant, read.id, usage, evidence, event, outcome=outcome, reversal=reversal)
+
+
+def _bookable(admitted: Admitted, event: bytes) -> bool:
+    """What is in the outbox is taken by every sink, or it is a dead letter in each.
+
+    Raises:
+        NotAnEvent: no reader would take it.
+    """
+    read_event(event)
+    return _fits(admitted.hold_id, admitted.tenant, event)
 
 
 def _fits(event_id: str, tenant: str, event: bytes) -> bool:

@@ -230,3 +230,18 @@ def test_an_audit_without_a_network_says_so(tmp_path: Path) -> None:
     assert done.returncode == 2, done.stdout + done.stderr
     assert "not audited" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_threat_model_names_tests_that_are_there() -> None:
+    """A defence whose test is gone is a claim."""
+    page = (ROOT / "docs" / "threat-model.md").read_text()
+    named = re.findall(r"`((?:unit|e2e|integration|contract|wire|hostile)[a-z0-9_/.]*)`", page)
+    assert len(named) > 30
+    assert [name for name in named if not (ROOT / "tests" / name).exists()] == []
+
+
+def test_nobody_listens_for_administrators_by_default() -> None:
+    """kong.conf closes what Kong would open; an operator who needs it opens it knowingly."""
+    lines = (ROOT / "kong" / "kong.conf").read_text().splitlines()
+    for name in ("admin_listen", "status_listen"):
+        assert [line for line in lines if line.startswith(f"{name} =")] == [f"{name} = off"]
