@@ -3,8 +3,11 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_ARGS ?=
+SEED ?= 1
+STEPS ?= 100000
+SIMULATE_ARGS ?=
 
-.PHONY: help demo up test lint types tests engine-test clickhouse-test bench docs lock audit sbom format clean venv
+.PHONY: help demo up test lint types tests simulate engine-test clickhouse-test bench docs lock audit sbom format clean venv
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +42,9 @@ engine-test: venv  ## real vLLM on the CPU behind the gateway (2 GB, installed o
 
 clickhouse-test: venv  ## the ClickHouse sink on a ClickHouse in process (0.5 GB, installed once; left out likewise)
 	$(BIN)/python scripts/clickhouse_test.py
+
+simulate: venv  ## the whole application layer in one seeded world of faults: make simulate SEED=7 STEPS=100000
+	$(BIN)/python -m tests.simulation --seed $(SEED) --steps $(STEPS) $(SIMULATE_ARGS)
 
 bench: venv  ## requests/s, latency, CPU and memory, beside stock kong-pdk in the same run
 	$(BIN)/python -m tests.bench

@@ -101,7 +101,8 @@ class Admission:
 
     ``tightens`` may drop work, which only helps while budgets are scarce. What is dropped from ``releases`` blocks its
     tenant's budgets until the hold's time is over. ``pause`` (seconds) lets a request wait for an earlier attempt that
-    is about to end; without it none waits.
+    is about to end; without it none waits. ``lowered`` is told of a hold and of the prompt tokens that it is about
+    to be tightened to.
     """
 
     def __init__(
@@ -111,12 +112,15 @@ class Admission:
         releases: Background,
         policy: AdmissionPolicy,
         pause: Callable[[float], None] | None = None,
+        *,
+        lowered: Callable[[str, int], None] = lambda _hold_id, _prompt: None,
     ) -> None:
         self._ledger = ledger
         self._tightens = tightens
         self._releases = releases
         self._policy = policy
         self._pause = pause
+        self._lowered = lowered
 
     def admit(self, ask: Ask) -> Decided:
         """``Earlier``: not decided, as an earlier attempt at the same logical request answers for it.
@@ -215,6 +219,7 @@ class Admission:
         def tighten() -> None:
             exact = self._exact_bound(ask)
             if exact is not None:
+                self._lowered(ask.hold_id, exact.prompt)  # first: what is charged unseen never exceeds what is held
                 amounts = [(each.line.key, each.line.amount) for each in at(ask.planned, exact)]
                 if any(amount for _, amount in amounts):  # one that holds nothing would count as given up
                     self._ledger.tighten(ask.tenant, ask.hold_id, amounts)

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from threading import Lock
 
+LOWERED_MAX = 100_000  # requests under way; one beyond it is charged at its first bound if nobody saw what it used
 BYTES_MAX = 64 * 2**20  # 10,000 requests of 4 kB under way; over it the oldest are forgotten and end without a count.
 
 
@@ -16,6 +17,7 @@ class PromptsUnderWay:
         self._bytes_max = bytes_max
         self._bytes = 0
         self._counts: OrderedDict[str, tuple[int, Callable[[], int]]] = OrderedDict()
+        self._lowered: OrderedDict[str, int] = OrderedDict()
         self._lock = Lock()
 
     def remember(self, hold_id: str, size: int, count: Callable[[], int]) -> None:
@@ -30,7 +32,20 @@ class PromptsUnderWay:
     def take(self, hold_id: str) -> Callable[[], int] | None:
         """The way to count this prompt, once."""
         with self._lock:
+            self._lowered.pop(hold_id, None)
             return self._forget(hold_id)
+
+    def lower(self, hold_id: str, prompt: int) -> None:
+        """Its hold is about to be tightened to so many prompt tokens: it is never charged more than that unseen."""
+        with self._lock:
+            self._lowered[hold_id] = prompt
+            if len(self._lowered) > LOWERED_MAX:
+                self._lowered.popitem(last=False)
+
+    def held(self, hold_id: str, prompt_bound: int) -> int:
+        """Prompt tokens that are held for it at least, where it was admitted with ``prompt_bound``."""
+        with self._lock:
+            return min(prompt_bound, self._lowered.get(hold_id, prompt_bound))
 
     def _forget(self, hold_id: str) -> Callable[[], int] | None:
         size, count = self._counts.pop(hold_id, (0, None))

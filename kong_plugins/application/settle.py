@@ -60,18 +60,19 @@ class UnknownUsagePolicy:
 
     def decide(self, admitted: Admitted, ending: Ending) -> tuple[Usage, Evidence]:
         """Takes its time: a tokenizer may have to be built first."""
+        prompt_bound = self._prompts.held(admitted.hold_id, admitted.prompt_bound)
         count_prompt = self._prompts.take(admitted.hold_id)
         seen = ending.usage
         if seen is None and not ending.text_bytes:
             if self._charge is UnknownUsage.HOLD:
-                return _within(admitted.prompt_bound, admitted.completion_bound), Evidence.HELD
+                return _within(prompt_bound, admitted.completion_bound), Evidence.HELD
             if self._charge is UnknownUsage.NONE:
                 return NO_USAGE, Evidence.HELD
         prompt = seen.prompt if seen is not None else self._counted(admitted, count_prompt)
         text = self._counted(admitted, lambda: self._text_tokens(admitted.model, ending))
         evidence = Evidence.TOKENIZED
         if prompt is None:
-            prompt, evidence = self._bound(admitted.prompt_bound), Evidence.HELD
+            prompt, evidence = self._bound(prompt_bound), Evidence.HELD
         if text is None:
             text, evidence = self._bound(min(ending.text_bytes, admitted.completion_bound)), Evidence.HELD
         if seen is None:

@@ -128,7 +128,14 @@ class Plugin:
                 raise ConfigError([f"config.tokenizers: {error}"]) from error
             raise
         policy = AdmissionPolicy(self._config.hold_ttl_us, self._config.patience_us, self._config.clamp_min)
-        self._admission = Admission(self._ledger, self._parts.tightens, self._parts.releases, policy, gevent.sleep)
+        self._admission = Admission(
+            self._ledger,
+            self._parts.tightens,
+            self._parts.releases,
+            policy,
+            gevent.sleep,
+            lowered=self._parts.prompts.lower,
+        )
         unknown = UnknownUsagePolicy(
             self._config.unknown_usage,
             self._parts.prompts,

@@ -1,8 +1,8 @@
-"""A seeded simulation of the whole application layer. Equal seeds do equal things, to the last step: the digest shows it.
+"""A seeded simulation of the whole application layer. Equal seeds do equal things to the last step: see the digest.
 
-    python -m tests.simulation --seed 7 --steps 100000
-    python -m tests.simulation --seed 7 --steps 20000 --ledger valkey --books duckdb
-    python -m tests.simulation --mutations
+python -m tests.simulation --seed 7 --steps 100000
+python -m tests.simulation --seed 7 --steps 20000 --ledger valkey --books duckdb
+python -m tests.simulation --mutations
 """
 
 from __future__ import annotations
@@ -29,9 +29,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of everything that is left to chance (default: 1)")
     parser.add_argument("--steps", type=int, default=20_000, help="about so many; it ends at rest (default: 20000)")
     parser.add_argument("--runs", type=int, default=1, help="so many seeds, from --seed on (default: 1)")
-    parser.add_argument("--ledger", choices=("memory", "valkey"), default="memory", help="the model, or the real scripts")
+    parser.add_argument(
+        "--ledger", choices=("memory", "valkey"), default="memory", help="the model, or the real scripts"
+    )
     parser.add_argument("--books", choices=("memory", "duckdb"), default="memory", help="what the collector writes to")
     parser.add_argument("--without", action="append", default=[], metavar="KIND", help="leave out this kind of trouble")
+    parser.add_argument("--about", metavar="ID", help="print all that happens to this request")
     parser.add_argument("--no-shrink", action="store_true", help="do not look for less trouble that suffices")
     parser.add_argument("--mutations", action="store_true", help="plant bugs, and see each of them found")
     options = parser.parse_args()
@@ -42,7 +45,15 @@ def main() -> int:
         make_books = _books(options.books)
 
         def run(seed: int, without: frozenset[str], steps: int, say: Callable[[str], None] = lambda _: None) -> Result:
-            return simulate(seed, steps, make_store=make_store, make_books=make_books, without=without, say=say)
+            return simulate(
+                seed,
+                steps,
+                make_store=make_store,
+                make_books=make_books,
+                without=without,
+                say=say,
+                about=options.about if say is print else None,
+            )
 
         without = frozenset(options.without)
         for seed in range(options.seed, options.seed + options.runs):

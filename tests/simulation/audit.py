@@ -97,7 +97,13 @@ def _attempts(world: World, events: Sequence[Any]) -> None:
         dearest = max((tokens[each] for each in hold_ids), default=0)
         check(min(charges, default=0) >= 0, "more was taken back than charged", same)
         if len(same) == 1 and len(seen) <= 4:
-            check(sum(charges) == dearest, "not charged as the dearest attempt", same, charges, [tokens[e] for e in hold_ids])
+            check(
+                sum(charges) == dearest,
+                "not charged as the dearest attempt",
+                same,
+                charges,
+                [tokens[e] for e in hold_ids],
+            )
         check(sum(charges) >= dearest, "something was had for nothing", same, charges)
 
 
@@ -121,10 +127,14 @@ def _double_entry(events: Sequence[Any], prices: PriceList) -> None:
             reversal = isinstance(event, ReversalEvent)
             usage = Usage(data.prompt, data.completion, data.cached, data.reasoning)
             outcome = "" if reversal else data.outcome
-            charge = rate_event(MeteredEvent(event.id, data.tenant, data.model, time_ms, usage, outcome, reversal), prices)
+            charge = rate_event(
+                MeteredEvent(event.id, data.tenant, data.model, time_ms, usage, outcome, reversal), prices
+            )
             check(charge is not None, "no price", event)
             assert charge is not None
-            entries = charge_entries(Charged(event.id, time_ms, data.tenant, data.model, charge.amount, prices.currency))
+            entries = charge_entries(
+                Charged(event.id, time_ms, data.tenant, data.model, charge.amount, prices.currency)
+            )
             owes = rated[event.id] = charge.amount
         owed[data.tenant] += owes
         check(sum(each.amount for each in entries) == 0, "one-sided", entries)
@@ -205,7 +215,9 @@ def _counters(world: World, rows: Sequence[OutboxEntry], events: Sequence[Any]) 
     world.postings = [each for each in world.postings if each.started_us > now_us - 7200 * SECOND] + fresh
     reader = CounterReader(world.quiet_ledger(), world.store, now_us - 3600 * SECOND, now_us, "UTC")
     counters = [each for each in reader.read((), now_us).counters if each.line == "hourly"]
-    for compared in compare_counters(counters, _Posted([p for p in world.postings if p.line == "hourly"]), (), SLACK_US):
+    for compared in compare_counters(
+        counters, _Posted([p for p in world.postings if p.line == "hourly"]), (), SLACK_US
+    ):
         if compared.counter.start_us >= world.counted_since_us:
             world.watch.counts.windows += 1
             check(not compared.unexplained, "books and counters differ", compared)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 SINK = "books"
-PACE = Pace(batch=24, linger_s=0.2)
+PACE = Pace(batch=24, linger_s=0.5)
 
 
 class Books:
@@ -134,7 +134,7 @@ class Collector:
 
     def _trim(self) -> None:
         while True:
-            self._world.kernel.sleep(1_000_000)
+            self._world.kernel.sleep(3_000_000)
             try:
                 self.wire.call("trim")
             except LedgerUnavailable:

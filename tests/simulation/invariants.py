@@ -4,7 +4,7 @@ it, which events there are. It hears of each operation where it takes effect, al
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,7 +92,7 @@ class Watch:
         self.promised: dict[str, None] = {}  # settlements that somebody took, until the store heard of them
         self.heard: dict[str, None] = {}
         self.failovers = 0
-        self.clock_went_back = False
+        self.token_quota_restarted = self.clock_went_back = False
         self._terminal_us = terminal_us
         self._kept_us = kept_us
         self._names: dict[str, tuple[str, ...]] = {}
@@ -151,7 +151,9 @@ class Watch:
             check(forgotten, "a hold was lost", settlement.hold_id, seen)
             self.counts.unknown += 1
             return
-        check(seen is not None or settlement.hold_id in self.durable.recorded, "settled what was never held", settlement)
+        check(
+            seen is not None or settlement.hold_id in self.durable.recorded, "settled what was never held", settlement
+        )
         if outcome.status is SettleStatus.REPEATED or seen is None:
             return
         check(seen.state in {"open", "lapsed"}, "two terminal postings", settlement.hold_id, seen)
@@ -169,8 +171,10 @@ class Watch:
                 counter[1] -= 0 if late else held
                 counter[0] += 0 if own else amount
                 if not late and not own and amount > held:
-                    # Tightened meanwhile, and charged at its first bound because nobody saw what it used.
-                    check(settlement.evidence is Evidence.HELD, "a settlement took more than it held", settlement, held)
+                    # Tightened, then charged at its first bound because nobody saw what it used, and the process that
+                    # had tightened it is gone.
+                    unseen = settlement.evidence is Evidence.HELD and self.token_quota_restarted
+                    check(unseen, "a settlement took more than it held", settlement, held)
                     self.counts.over_held_units += amount - held
             else:
                 if not late:
@@ -206,7 +210,7 @@ class Watch:
             else:
                 self.durable.moving_held[seen.tenant, line[1]] -= less
 
-    def grant(self, tenant: str, name: str, window: Any, amount: int | None, grant_id: str, now_us: int) -> None:
+    def grant(self, tenant: str, name: str, window: Any, amount: int | None, grant_id: str, now_us: int) -> None:  # noqa: PLR0917
         self._tick(now_us)
         self._lapse(partition_of(tenant), now_us)
         if grant_id in self.durable.grants:
@@ -236,7 +240,9 @@ class Watch:
         self._tick(now_us)
         self._lapse(partition, now_us)
 
-    def counters(self, tenant: str, names: Sequence[str], windows: Sequence[Any], states: Sequence[LineState], now_us: int) -> None:
+    def counters(
+        self, tenant: str, names: Sequence[str], windows: Sequence[Any], states: Sequence[LineState], now_us: int
+    ) -> None:
         """The store's own counters say the same."""
         for name, window, state in zip(names, windows, states, strict=True):
             if isinstance(window, FixedWindow):
@@ -293,8 +299,9 @@ class Watch:
     def acknowledged(self, event_id: str) -> None:
         check(event_id in self.sunk, "acknowledged and not in the books", event_id)
 
-    def trimmed(self, event_ids: Iterable[str], dead: Iterable[str]) -> None:
-        letters = set(dead)
+    def trimmed(self, event_ids: Iterable[str], elsewhere: Iterable[str]) -> None:
+        """``elsewhere``: dead letters, and what stands in the outbox once more."""
+        letters = set(elsewhere)
         for event_id in event_ids:
             check(event_id in self.sunk or event_id in letters, "trimmed before it was delivered", event_id)
 
@@ -322,6 +329,7 @@ class Watch:
         self.heard.clear()
         self._events.clear()
         self.failovers = 0
+        self.token_quota_restarted = False
 
     def _tick(self, now_us: int) -> None:
         self.counts.operations += 1

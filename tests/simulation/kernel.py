@@ -19,11 +19,11 @@ class Killed(BaseException):
     """Thrown into the tasks of a process that is gone: nothing of it runs any further."""
 
 
-class Gone(Exception):
+class Gone(Exception):  # noqa: N818 - a state, not a fault
     """Who was asked is no more, or is not there."""
 
 
-class Violation(AssertionError):
+class Violation(AssertionError):  # noqa: N818 - what it is
     """A promise did not hold."""
 
 
@@ -64,12 +64,14 @@ class Process:
 
 
 class Kernel:
-    """``now_us``: true time. ``note`` writes the trace, whose digest tells two runs apart."""
+    """``now_us``: true time. ``note`` writes the trace, whose digest tells two runs apart; ``about``: an id, all of which is
+    printed."""
 
-    def __init__(self, seed: int, start_us: int) -> None:
+    def __init__(self, seed: int, start_us: int, about: str | None = None) -> None:
         self.random = Random(seed)
         self.now_us = start_us
         self.steps = 0
+        self.about = about
         self.hub = greenlet.getcurrent()
         self.current: Task | None = None
         self.tail: deque[tuple[Any, ...]] = deque(maxlen=TAIL)
@@ -84,6 +86,8 @@ class Kernel:
 
     def note(self, *what: Any) -> None:
         self.tail.append((self.steps, self.now_us, *what))
+        if self.about is not None and any(self.about == str(each) for each in what):
+            print(self.steps, self.now_us, *what, flush=True)
         self._digest.update(repr((self.now_us, what)).encode())
 
     def monotonic(self) -> float:
@@ -119,7 +123,6 @@ class Kernel:
         me = self._running()
         if not process.alive:
             raise Gone(process.name)
-
 
         def answered() -> tuple[Any, Exception | None]:
             try:

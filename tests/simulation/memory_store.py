@@ -114,7 +114,8 @@ class MemoryStore:
                 for entry in args[1]:
                     watch.acknowledged(entry.event_id)
             case "trim":
-                watch.trimmed((each.event_id for each in answer), (each[3].event_id for each in self.dead))
+                again = [each.event_id for partition in self.partitions for each in self.outbox(partition)]
+                watch.trimmed((each.event_id for each in answer), [*again, *(each[3].event_id for each in self.dead)])
             case "retry_dead":
                 for partition in self.partitions:
                     watch.again(partition, self.news(partition, watch))
@@ -122,7 +123,7 @@ class MemoryStore:
     def register(self, sink: str) -> None:
         self.groups.setdefault(sink, {each: _Group() for each in self.partitions})
 
-    def take(self, sink: str, consumer: str, gone: frozenset[str], count: int, claim: bool, now_us: int) -> Batch:
+    def take(self, sink: str, consumer: str, gone: frozenset[str], count: int, claim: bool, now_us: int) -> Batch:  # noqa: PLR0917
         self.register(sink)
         self.heard_us[consumer] = now_us
         if claim:
@@ -143,9 +144,7 @@ class MemoryStore:
             each
             for group in self.groups[sink].values()
             for each in group.pending.values()
-            if each[1] in gone
-            or each[1] in {consumer, RELEASED}
-            or now_us - self.heard_us.get(each[1], 0) >= SILENT_US
+            if each[1] in gone or each[1] in {consumer, RELEASED} or now_us - self.heard_us.get(each[1], 0) >= SILENT_US
         ]
         plain = [each for each in left if each[2] <= SUSPECT_AFTER][:count]
         for each in plain or left[:1]:

@@ -43,7 +43,7 @@ class Nature:
     def _befall(self) -> None:
         world = self._world
         while True:
-            world.kernel.sleep(world.kernel.random.randrange(200_000, 6 * SECOND))
+            world.kernel.sleep(world.kernel.random.randrange(SECOND // 20, 3 * SECOND // 2))
             kind = world.faults.draw()
             if kind is None or not world.store_up or (kind == "ledger fails over" and not world.store.fails_over):
                 continue
@@ -146,6 +146,7 @@ class Nature:
                 about = (random.randint(-100, 2_000),) if kind == "grant" else ()
                 for _ in range(random.choice([1, 1, 3])):  # an operator's command, run again
                     self._try(kind, tenant.name, replace(planned.line, amount=0), *about, "because", grant_id)
+                    world.kernel.sleep(random.randrange(2 * SECOND))
             case "prices changed":
                 world.change_price()
             case "sink down":

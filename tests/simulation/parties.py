@@ -1,4 +1,4 @@
-"""Who takes part: the way to the store with what happens on it, a plugin server's spool and its two kinds of process."""
+"""Who takes part: the way to the store with what happens on it, a plugin server's spool, and both kinds of server."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Wire:
         self.cut_until_us = 0
 
     def call(self, operation: str, *args: Any) -> Any:
-        kernel, faults, process = self._world.kernel, self._world.faults, self._process
+        kernel, faults = self._world.kernel, self._world.faults
         kernel.sleep(kernel.random.randrange(100, 800))
         if kernel.now_us < self.cut_until_us:
             kernel.sleep(TIMEOUT_US)
@@ -77,6 +77,8 @@ class Wire:
             self._world.nature.spawn(deliver, self._world.kernel.random.randrange(2_000_000))
 
     def _die(self) -> None:
+        if self._process is self._world.nature:
+            raise LedgerUnavailable("an operator's command was broken off")
         self._world.killed(self._process)
         raise Killed
 
@@ -193,7 +195,12 @@ class QuotaServer(PluginServer):
         self.prompts = PromptsUnderWay()
         policy = AdmissionPolicy(world.ttl_us, patience_us=60_000_000, clamp_min=4)
         self.admission = Admission(
-            self.wire, self.background(), self.background(), policy, lambda s: world.kernel.sleep(round(s * 1e6))
+            self.wire,
+            self.background(),
+            self.background(),
+            policy,
+            lambda s: world.kernel.sleep(round(s * 1e6)),
+            lowered=self.prompts.lower,
         )
         self._settling = Settling(
             self.poster, UnknownUsagePolicy(charge, self.prompts, world.count_text), self.background()

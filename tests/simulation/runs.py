@@ -22,7 +22,7 @@ from tests.simulation.world import World
 
 @dataclass(frozen=True)
 class Result:
-    """``digest`` is of the whole trace: equal for equal runs. ``tail``: its last lines, where something did not hold."""
+    """``digest`` is of the whole trace: equal for equal runs. ``tail``: its last lines, where a promise was broken."""
 
     seed: int
     steps: int
@@ -44,11 +44,13 @@ def simulate(
     make_books: Callable[[Path], Books] = lambda _: Books(),
     without: frozenset[str] = frozenset(),
     say: Callable[[str], None] = lambda _: None,
+    about: str | None = None,
 ) -> Result:
-    """About ``steps`` steps from ``seed``; it ends with the first promise that does not hold."""
+    """About ``steps`` steps from ``seed``; it ends with the first promise that does not hold. ``about``: an id of which
+    all that happens is printed."""
     began = time.perf_counter()
     with _scratch() as directory, _quiet():
-        world = World(seed, make_store(), directory, without=without, books=make_books(directory))
+        world = World(seed, make_store(), directory, without=without, books=make_books(directory), about=about)
         start_us, violation = world.kernel.now_us, None
         try:
             world.run(steps, say)
@@ -85,7 +87,7 @@ def shrink(result: Result, run: Callable[[frozenset[str], int], Result], say: Ca
 @contextmanager
 def _scratch() -> Iterator[Path]:
     """In memory where there is such a place: spools sync at every commit."""
-    shm = Path("/dev/shm")  # noqa: S108
+    shm = Path("/dev/shm")
     with tempfile.TemporaryDirectory(prefix="simulation-", dir=shm if shm.is_dir() else None) as directory:
         yield Path(directory)
 

@@ -142,7 +142,9 @@ class Gateway:
         bound = Usage(4 * request.prompt + 16, request.max_tokens * request.choices)
         planned = plan(tenant.rules, MODEL, {}, bound)
         world.watch.announce(hold_id, [each.rule.budget.name for each in planned])
-        record = Admitted(hold_id, tenant.name, MODEL, self.name, bound.prompt, bound.completion, choices=request.choices)
+        record = Admitted(
+            hold_id, tenant.name, MODEL, self.name, bound.prompt, bound.completion, choices=request.choices
+        )
         start = Ending("chat", request.stream, started_ms=started_ms)
         attempt = None
         if logical.kind != "none":
@@ -186,9 +188,11 @@ class Gateway:
 
     def _proxy(self, request: Request, admitted: Admitted, held: Held, started_ms: int) -> tuple[Ending, bool]:
         """What the tap saw, and whether the client has all of it."""
-        world, kernel, engine = self.world, self.world.kernel, self.world.engine
+        kernel, engine = self.world.kernel, self.world.engine
         random, faults = kernel.random, self.world.faults
-        ending = Ending("chat", request.stream, started_ms=started_ms, source="service", status=200, upstream_status="200")
+        ending = Ending(
+            "chat", request.stream, started_ms=started_ms, source="service", status=200, upstream_status="200"
+        )
         most = (held.max_tokens or request.max_tokens) * request.choices
         wanted, done = random.randint(1, most), 0
         tells = not faults.hit("no usage in the stream")
@@ -197,7 +201,7 @@ class Gateway:
             if not kernel.call(engine.process, lambda: engine.begin(admitted.hold_id, request)):
                 return replace(ending, status=503, upstream_status="503", last_ms=self.now_ms()), False
             while done < wanted:
-                done += kernel.call(engine.process, lambda: engine.chunk(wanted - done))
+                done += kernel.call(engine.process, lambda left=wanted - done: engine.chunk(left))
                 if request.left or faults.hit("client leaves"):
                     request.left = True
                     break

@@ -24,7 +24,7 @@ from kong_plugins.domain.rating import PriceEntry, PriceList, Rate
 from kong_plugins.domain.usage import NO_USAGE
 from kong_plugins.domain.windows import FixedWindow, RollingWindow, TokenBucket, Unit
 from tests.simulation.audit import audit
-from tests.simulation.collecting import Collector, Books
+from tests.simulation.collecting import Books, Collector
 from tests.simulation.faults import Faults
 from tests.simulation.invariants import Violation, Watch, check
 from tests.simulation.kernel import Kernel, Process
@@ -52,8 +52,8 @@ class Tenant:
 
 
 def tenants() -> dict[str, Tenant]:
-    """Two of them share a partition, where one can be found."""
-    names = ["acme", "globex", next(n for i in range(10_000) if partition_of(n := f"n{i}") == partition_of("acme"))]
+    """Two of them share a partition. Only the first few partitions are used: a real store's are all asked each time."""
+    names = [_named(number, partition) for number, partition in enumerate((0, 1, 1))]
     found = {}
     for number, name in enumerate(names):
         prices = {MODEL: Price(550_000, 140_000, 2_190_000, request=3).weights()}
@@ -64,8 +64,8 @@ def tenants() -> dict[str, Tenant]:
                 BudgetRule(Budget("daily", 60_000, FixedWindow(Unit.DAY, "Europe/Berlin"))),
                 BudgetRule(Budget("hourly", 9_000, FixedWindow(Unit.HOUR, "Asia/Kolkata"))),
                 BudgetRule(Budget("month", 900_000, FixedWindow(Unit.MONTH, "America/New_York", 31), cached)),
-                BudgetRule(Budget("rolling", 2_500 + 500 * number, RollingWindow(60))),
-                BudgetRule(Budget("bucket", 4_000, TokenBucket(60), weights_of(Counts.COMPLETION))),
+                BudgetRule(Budget("rolling", 5_000 + 500 * number, RollingWindow(60))),
+                BudgetRule(Budget("bucket", 6_000, TokenBucket(60), weights_of(Counts.COMPLETION))),
                 BudgetRule(Budget("cost", 90, FixedWindow(Unit.MINUTE), mode=Mode.SOFT), Counts.COST, prices),
             ],
         )
@@ -74,9 +74,16 @@ def tenants() -> dict[str, Tenant]:
 
 class World:
     def __init__(
-        self, seed: int, store: Any, directory: Path, *, without: frozenset[str] = frozenset(), books: Books | None = None
+        self,
+        seed: int,
+        store: Any,
+        directory: Path,
+        *,
+        without: frozenset[str] = frozenset(),
+        books: Books | None = None,
+        about: str | None = None,
     ) -> None:
-        self.kernel = kernel = Kernel(seed, START_US)
+        self.kernel = kernel = Kernel(seed, START_US, about)
         self.faults = Faults(kernel, without)
         self.watch = Watch(TERMINAL_US, TTL_US + GRACE_US)
         self.ttl_us = TTL_US
@@ -110,7 +117,7 @@ class World:
         self.books = books or Books()
         self.books.world = self
         self.collector = Collector(self, 0)
-        self.clients = Clients(self, 20)
+        self.clients = Clients(self, 30)
         Nature(self)
 
     # What happens at the store.
@@ -159,7 +166,7 @@ class World:
                 self._note(operation, args[-1], amount)
             case "expire_partition":
                 watch.swept(args[0], now_us)
-            case "trim" | "acknowledge" | "retry_dead":
+            case "trim" | "acknowledge" | "commands" | "retry_dead":
                 self.store.look(operation, args, answer, watch)
         if operation in LEDGER:
             partition = args[0] if operation == "expire_partition" else partition_of(_tenant(args[0]))
@@ -211,6 +218,7 @@ class World:
     def _restart(self, process: Process) -> None:
         for gateway in self.gateways:
             if gateway.quota.process is process:
+                self.watch.token_quota_restarted = True
                 gateway.quota.end()
                 self.start_quota(gateway)
             elif gateway.billing.process is process:
@@ -257,7 +265,7 @@ class World:
             Violation: a promise did not hold.
         """
         while self.kernel.steps < steps:
-            self.faults.steady = self.epochs % 3 == 2
+            self.faults.steady = self.epochs % 8 >= 3
             until = min(steps, self.kernel.steps + EPOCH)
             self.kernel.run(lambda until=until: self.kernel.steps >= until)
             self.rest()
@@ -272,7 +280,7 @@ class World:
         if self.store_skew_us:
             self.store_skew_us, self.clocks_jumped = 0, True  # somebody sets it right
         calm_us = kernel.now_us + 20 * SECOND
-        kernel.run(lambda: kernel.now_us >= calm_us)
+        kernel.run(lambda: kernel.now_us >= calm_us or kernel.steps >= bound)
         unended = [each.lapses_us for each in self.watch.durable.holds.values() if each.state in {"open", "lapsed"}]
         # A store's clock that went back makes holds last longer.
         longest_us = max([0, *(each - self.store_now() for each in unended)])
@@ -297,7 +305,9 @@ class World:
         found += ["clients"] * bool(self.clients.busy)
         found += [] if self.collector.process.alive and self.store.drained() else ["outbox"]
         found += ["not trimmed"] * any(self.store.outbox(partition) for partition in self.partitions)
-        found += ["holds"] if any(each.state in {"open", "lapsed"} for each in self.watch.durable.holds.values()) else []
+        found += (
+            ["holds"] if any(each.state in {"open", "lapsed"} for each in self.watch.durable.holds.values()) else []
+        )
         return found
 
     def change_price(self) -> None:
@@ -316,6 +326,10 @@ class World:
             server.end()
         self.books.close()
         self.store.close()
+
+
+def _named(number: int, partition: int) -> str:
+    return next(name for each in range(100_000) if partition_of(name := f"tenant-{number}{each}") == partition)
 
 
 def _price(factor: int, from_ms: int) -> PriceEntry:
