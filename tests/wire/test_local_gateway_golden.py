@@ -46,7 +46,38 @@ LEFT_OUT: Mapping[str, Mapping[str, str]] = {
     },
     "09-query-and-late-set": {"raw-query-keyauth-q": "a quirk of that Kong build: the first call of a worker is lost"},
 }
-# What a case's answers differ in, and why.
+# Cases whose bytes are not in the recording: no request (an operator's step, several at once, a body too large)
+# or no answer. The eighth recording, two Kong workers, is of what one process cannot do.
+NOT_KEPT: Mapping[str, frozenset[str]] = {
+    "01-start-and-config": frozenset(["start", "kong-reload", "kong-stop"]),
+    "02-access-calls": frozenset(["body-64k-noarg", "body-64k-65535", "body-64k-get-body", "raise-first", "raise-mid"]),
+    "03-exit": frozenset(["exit-unread-body"]),
+    "05-hostile": frozenset(["chunked-64k", "pipelined"]),
+    "06-connections": frozenset(
+        [
+            "sequential-10",
+            "concurrent-10",
+            "concurrent-10-nosleep",
+            "idle-3s",
+            "restart",
+            "restart-other-row-first",
+            "down",
+        ]
+    ),
+    "07-guard": frozenset(
+        [
+            "(restart before raise-mid)",
+            "(restart before raise-after-set)",
+            "(restart before utf8-header)",
+            "(restart before lua-error)",
+            "(restart before slow-python)",
+            "(restart before slow-python-after-call)",
+            "(restart before server-down)",
+        ]
+    ),
+}
+# What a case's answers differ in, and why; beside the times, ports, latencies and random ids of every case
+# (`_TEXT` and `_NUMBERS` in local_gateway_replay.py), instance ids, and the order of headers that a Lua table gave.
 EXCEPT: Mapping[str, tuple[str, ...]] = {
     "200-json": ("llm.usage", "[18]", "[19]"),  # set in Lua; the request's start twice
     "200-json-consumer-b": ("llm.usage",),
@@ -86,6 +117,15 @@ def test_every_exception_is_one() -> None:
         names = cases(recording)
         for prefix in left_out:
             assert any(name.startswith(prefix) for name in names), f"no case {prefix} in {recording}"
+
+
+def test_nothing_else_is_left_out() -> None:
+    """Every recorded case is compared, left out by name for a reason, or has no bytes to compare."""
+    compared = set(_case_ids())
+    for recording, left_out in LEFT_OUT.items():
+        rest = {name for name in cases(recording) if (recording, name) not in compared}
+        unnamed = {name for name in rest if not name.startswith(tuple(left_out) or ("\0",))}
+        assert unnamed == NOT_KEPT.get(recording, frozenset()), recording
 
 
 @functools.cache
