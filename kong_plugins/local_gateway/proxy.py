@@ -58,7 +58,7 @@ class Proxy:
         for attempt in range(self._service.retries + 1):
             last = attempt == self._service.retries
             connection = await self._connect(last)
-            if self._client.gone:
+            if self._left():
                 if connection is not None:
                     connection.abandon()
                 self._aborted()
@@ -69,7 +69,7 @@ class Proxy:
             while outcome == "stale":
                 # nginx, too, sends a request once more when a kept connection turns out to be closed.
                 fresh = await self._open()
-                if self._client.gone:  # nobody will tell us again
+                if self._left():  # nobody will tell us again
                     if fresh is not None:
                         fresh.abandon()
                     outcome = "client gone"
@@ -206,6 +206,9 @@ class Proxy:
             self._connection.abandon()
         self._response.started = True
         self._finish("cut")
+
+    def _left(self) -> bool:
+        return self._client.gone
 
     def _finish(self, outcome: str) -> None:
         if not self._done.done():

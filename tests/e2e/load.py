@@ -45,6 +45,10 @@ class Load:
     def served(self) -> list[Reply]:
         return [reply for reply in self.replies if reply.status == 200]
 
+    def serves_with(self, limit: int) -> bool:
+        """The last answer told of this limit."""
+        return self.served()[-1].limit == limit
+
     def more(self, count: int, timeout_s: float = 30) -> None:
         """Waits until so many more requests have been served."""
         goal, deadline = len(self.served()) + count, time.monotonic() + timeout_s
@@ -87,11 +91,11 @@ def ask(running: Running, tenant: str, stream: bool = False, **more: Any) -> Rep
         )
     except httpx.HTTPError as error:
         return Reply(0, "", error=type(error).__name__)
-    request_id = answer.headers.get("x-request-id") or answer.headers.get("x-kong-request-id", "")
+    request_id = answer.headers.get("x-request-id") or answer.headers["x-kong-request-id"]
     if answer.status_code != 200:
         said = answer.json()
-        error = said.get("error")
-        return Reply(answer.status_code, request_id, error=error["code"] if error else said["message"])
+        code = said["error"]["code"] if "error" in said else said["message"]
+        return Reply(answer.status_code, request_id, error=code)
     usage = httpx.Response(200, content=_last_json(answer.text) if stream else answer.content).json()["usage"]
     return Reply(200, request_id, usage["total_tokens"], limit=int(answer.headers["x-ratelimit-limit-tokens"]))
 

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def test_a_budget_changes_under_load(reloadable: Reloadable, how: str) -> None:
         for limit in (2 * LIMIT, LIMIT // 2):
             load.more(5)
             reloadable.change(tenant, how, daily(limit))
-            wait_for(lambda limit=limit: load.served()[-1].limit == limit, f"a limit of {limit}", 30)
+            wait_for(partial(load.serves_with, limit), f"a limit of {limit}", 30)
         load.more(5)
     assert {reply.status for reply in load.replies} == {200}, load.statuses()
     books = books_when(running, tenant, len(load.replies) + 1)
