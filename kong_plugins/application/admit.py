@@ -102,7 +102,7 @@ class Admission:
     ``tightens`` may drop work, which only helps while budgets are scarce. What is dropped from ``releases`` blocks its
     tenant's budgets until the hold's time is over. ``pause`` (seconds) lets a request wait for an earlier attempt that
     is about to end; without it none waits. ``lowered`` is told of a hold and of the prompt tokens that it is about
-    to be tightened to.
+    to be tightened to, and says whether it still may be.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Admission:
         policy: AdmissionPolicy,
         pause: Callable[[float], None] | None = None,
         *,
-        lowered: Callable[[str, int], None] = lambda _hold_id, _prompt: None,
+        lowered: Callable[[str, int], bool] = lambda _hold_id, _prompt: True,
     ) -> None:
         self._ledger = ledger
         self._tightens = tightens
@@ -218,8 +218,8 @@ class Admission:
 
         def tighten() -> None:
             exact = self._exact_bound(ask)
-            if exact is not None:
-                self._lowered(ask.hold_id, exact.prompt)  # first: what is charged unseen never exceeds what is held
+            # Told first, or not done: what is charged unseen must never exceed what is held.
+            if exact is not None and self._lowered(ask.hold_id, exact.prompt):
                 amounts = [(each.line.key, each.line.amount) for each in at(ask.planned, exact)]
                 if any(amount for _, amount in amounts):  # one that holds nothing would count as given up
                     self._ledger.tighten(ask.tenant, ask.hold_id, amounts)

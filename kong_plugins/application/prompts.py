@@ -7,6 +7,7 @@ from collections.abc import Callable
 from threading import Lock
 
 LOWERED_MAX = 100_000  # requests under way; one beyond it is charged at its first bound if nobody saw what it used
+ENDED_MAX = 10_000  # a hold is tightened within moments, if at all
 BYTES_MAX = 64 * 2**20  # 10,000 requests of 4 kB under way; over it the oldest are forgotten and end without a count.
 
 
@@ -18,6 +19,7 @@ class PromptsUnderWay:
         self._bytes = 0
         self._counts: OrderedDict[str, tuple[int, Callable[[], int]]] = OrderedDict()
         self._lowered: OrderedDict[str, int] = OrderedDict()
+        self._ended: OrderedDict[str, None] = OrderedDict()
         self._lock = Lock()
 
     def remember(self, hold_id: str, size: int, count: Callable[[], int]) -> None:
@@ -30,22 +32,28 @@ class PromptsUnderWay:
                 self._forget(next(iter(self._counts)))
 
     def take(self, hold_id: str) -> Callable[[], int] | None:
-        """The way to count this prompt, once."""
-        with self._lock:
-            self._lowered.pop(hold_id, None)
-            return self._forget(hold_id)
+        """The way to count this prompt, once. Its request has ended: what it is charged is being decided."""
+        return self.end(hold_id, 0)[1]
 
-    def lower(self, hold_id: str, prompt: int) -> None:
-        """Its hold is about to be tightened to so many prompt tokens: it is never charged more than that unseen."""
+    def end(self, hold_id: str, prompt_bound: int) -> tuple[int, Callable[[], int] | None]:
+        """As ``take``; first the prompt tokens that are held for it, where it was admitted with ``prompt_bound``."""
         with self._lock:
+            held = min(prompt_bound, self._lowered.pop(hold_id, prompt_bound))
+            self._ended[hold_id] = None
+            if len(self._ended) > ENDED_MAX:
+                self._ended.popitem(last=False)
+            return held, self._forget(hold_id)
+
+    def lower(self, hold_id: str, prompt: int) -> bool:
+        """Its hold is about to be tightened to so many prompt tokens: unseen, it is never charged more than that. False
+        when its request has ended, and the hold is to be left as it is."""
+        with self._lock:
+            if hold_id in self._ended:
+                return False
             self._lowered[hold_id] = prompt
             if len(self._lowered) > LOWERED_MAX:
                 self._lowered.popitem(last=False)
-
-    def held(self, hold_id: str, prompt_bound: int) -> int:
-        """Prompt tokens that are held for it at least, where it was admitted with ``prompt_bound``."""
-        with self._lock:
-            return min(prompt_bound, self._lowered.get(hold_id, prompt_bound))
+            return True
 
     def _forget(self, hold_id: str) -> Callable[[], int] | None:
         size, count = self._counts.pop(hold_id, (0, None))

@@ -60,8 +60,7 @@ class UnknownUsagePolicy:
 
     def decide(self, admitted: Admitted, ending: Ending) -> tuple[Usage, Evidence]:
         """Takes its time: a tokenizer may have to be built first."""
-        prompt_bound = self._prompts.held(admitted.hold_id, admitted.prompt_bound)
-        count_prompt = self._prompts.take(admitted.hold_id)
+        prompt_bound, count_prompt = self._prompts.end(admitted.hold_id, admitted.prompt_bound)
         seen = ending.usage
         if seen is None and not ending.text_bytes:
             if self._charge is UnknownUsage.HOLD:

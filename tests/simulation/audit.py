@@ -90,7 +90,7 @@ def _attempts(world: World, events: Sequence[Any]) -> None:
     for same in world.logical.values():
         hold_ids = [hold_id for one in same for hold_id in one.hold_ids]
         seen = [watch.durable.holds[each] for each in hold_ids if each in watch.durable.holds]
-        if watch.failovers or _forgotten(seen):
+        if watch.failovers or _forgotten(seen, watch.durable.latest_us if watch.clock_went_back else 0):
             watch.counts.apart += 1
             continue
         charges = [tokens[each] - taken_back[each] for each in hold_ids]
@@ -107,9 +107,11 @@ def _attempts(world: World, events: Sequence[Any]) -> None:
         check(sum(charges) >= dearest, "something was had for nothing", same, charges)
 
 
-def _forgotten(seen: Sequence[Seen]) -> bool:
-    """Its attempts lie so far apart that the ledger need not know of the first any more."""
-    return bool(seen) and max(each.ended_us for each in seen) - min(each.made_us for each in seen) >= REMEMBERED_US
+def _forgotten(seen: Sequence[Seen], latest_us: int) -> bool:
+    """Its attempts lie so far apart, by a clock that may have gone ahead to ``latest_us`` and back, that the ledger
+    need not know of the first any more."""
+    times = [latest_us, *(each.ended_us for each in seen), *(each.made_us for each in seen)]
+    return bool(seen) and max(times) - min(each.made_us for each in seen) >= REMEMBERED_US
 
 
 def _double_entry(events: Sequence[Any], prices: PriceList) -> None:

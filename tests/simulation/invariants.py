@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kong_plugins.adapters.ledger.layout import GRANT_US
 from kong_plugins.application.ports import OutboxEntry
 from kong_plugins.domain.budgets import Mode
 from kong_plugins.domain.holds import HoldOutcome, HoldRequest, LineState, Settlement, SettleOutcome, SettleStatus
@@ -49,7 +50,7 @@ class Durable:
     tails: dict[int, str] = field(default_factory=dict)
     recorded: dict[str, int] = field(default_factory=dict)
     reversed: dict[str, int] = field(default_factory=dict)
-    grants: dict[str, None] = field(default_factory=dict)
+    grants: dict[str, int] = field(default_factory=dict)
     latest_us: int = 0  # what the store's clock has come to
 
 
@@ -70,6 +71,7 @@ class Counts:
     over_held_units: int = 0  # of tightened holds that nobody saw the usage of, over all budgets
     lost_events: int = 0  # by failovers, before they were delivered
     windows_again: int = 0  # looks at windows that the store's clock went back into, after they were forgotten
+    held_again: int = 0  # by a copy under way, when the store's clock had leapt over the memory of the end
     unknown: int = 0  # settled when the ledger knew nothing of the hold any more
     logical: int = 0
     retried: int = 0
@@ -116,7 +118,10 @@ class Watch:
             check(known or short or bool(outcome.slots), "refused without a reason", request, outcome)
             self.counts.refused += 1
             return
-        check(request.hold_id not in self.durable.holds, "held twice", request)
+        before = self.durable.holds.get(request.hold_id)
+        if before is not None:  # a copy that came after the store's clock had leapt over the memory of its end
+            check(self._forgotten(before.ended_us, before.state), "held twice", request)
+            self.counts.held_again += 1
         for line, state in hard:
             check(state.committed + state.held <= line.limit, "overshot by its own account", line, state)
         lines: list[list[Any]] = []
@@ -213,9 +218,10 @@ class Watch:
     def grant(self, tenant: str, name: str, window: Any, amount: int | None, grant_id: str, now_us: int) -> None:  # noqa: PLR0917
         self._tick(now_us)
         self._lapse(partition_of(tenant), now_us)
-        if grant_id in self.durable.grants:
+        made_us = self.durable.grants.get(grant_id)
+        if made_us is not None and self.durable.latest_us < made_us + GRANT_US:
             return
-        self.durable.grants[grant_id] = None
+        self.durable.grants[grant_id] = now_us
         if isinstance(window, FixedWindow):
             counter = self.durable.counters.setdefault((tenant, name, window_at(window, now_us).start_us), [0, 0])
             counter[0] = 0 if amount is None else counter[0] - amount

@@ -64,8 +64,8 @@ class Process:
 
 
 class Kernel:
-    """``now_us``: true time. ``note`` writes the trace, whose digest tells two runs apart; ``about``: an id, all of which is
-    printed."""
+    """``now_us``: true time. ``note`` writes the trace, whose digest tells two runs apart, and prints what is said
+    of the id ``about``."""
 
     def __init__(self, seed: int, start_us: int, about: str | None = None) -> None:
         self.random = Random(seed)

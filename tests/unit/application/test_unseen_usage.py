@@ -36,8 +36,10 @@ def test_an_untouched_hold_is_charged_at_its_bound() -> None:
     assert decided(UnknownUsage.HOLD, 500) == (Usage(400, 50), Evidence.HELD)
 
 
-def test_what_was_lowered_is_forgotten_with_its_request() -> None:
+def test_a_request_that_has_ended_is_not_tightened_any_more() -> None:
+    """Its charge is decided: what it holds has to stand until that is posted."""
     prompts = PromptsUnderWay()
-    prompts.lower("r1", 100)
-    prompts.take("r1")
-    assert prompts.held("r1", 400) == 400
+    assert prompts.lower("r1", 100)
+    assert prompts.end("r1", 400)[0] == 100
+    assert not prompts.lower("r1", 100)
+    assert prompts.end("r1", 400)[0] == 400  # what was lowered went with its request
