@@ -110,8 +110,8 @@ def _attempts(world: World, events: Sequence[Any]) -> None:
 def _forgotten(seen: Sequence[Seen], latest_us: int) -> bool:
     """Its attempts lie so far apart, by a clock that may have gone ahead to ``latest_us`` and back, that the ledger
     need not know of the first any more."""
-    times = [latest_us, *(each.ended_us for each in seen), *(each.made_us for each in seen)]
-    return bool(seen) and max(times) - min(each.made_us for each in seen) >= REMEMBERED_US
+    times = [each.made_us for each in seen] + [each.ended_us for each in seen if each.ended_us]
+    return bool(seen) and max(*times, latest_us) - min(times) >= REMEMBERED_US
 
 
 def _double_entry(events: Sequence[Any], prices: PriceList) -> None:

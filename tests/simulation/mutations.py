@@ -16,7 +16,7 @@ from kong_plugins.application.admit import Admission, Denied
 from kong_plugins.application.deliver import Delivery
 from kong_plugins.application.posting import Poster
 from kong_plugins.domain import planning
-from kong_plugins.domain.holds import HoldOutcome, HoldState, SettleStatus
+from kong_plugins.domain.holds import HoldOutcome, HoldState, Settlement
 from tests.simulation import memory_store, traffic
 from tests.simulation.collecting import Books
 
@@ -160,21 +160,21 @@ def _posted_and_never_removed() -> Sequence[Patch]:
     return [(SpoolFile, "remove", lambda self, seqs: None)]
 
 
-def _unknown_is_dropped() -> Sequence[Patch]:
-    def wrong(self: Poster, one: Any) -> Any:
-        if isinstance(one, posting.Recording):
-            return self._ledger.record(one.tenant, one.event_id, one.event) and None
-        outcome = self._ledger.settle(one)
-        if outcome.status is SettleStatus.POSTED and self._spool.depth:
+def _booked_again_from_the_spool() -> Sequence[Patch]:
+    attempt = Poster._try
+
+    def wrong(self: Poster, entry: Any) -> Any:
+        failure, one = attempt(self, entry), entry.posting
+        if failure is None and isinstance(one, Settlement):
             again = f"{one.hold_id}-again"
             event = one.event.replace(f'"id":"{one.hold_id}"'.encode(), f'"id":"{again}"'.encode())
             self._ledger.record(one.tenant, again, event)
-        return outcome
+        return failure
 
-    return [(Poster, "_post", wrong)]
+    return [(Poster, "_try", wrong)]
 
 
-def _spool_forgets_the_order_of_a_failure() -> Sequence[Patch]:
+def _swallowed() -> Sequence[Patch]:
     def wrong(self: Poster, one: Any) -> Any:
         try:
             return self._post(one)
@@ -267,8 +267,8 @@ MUTATIONS = (
     Mutation("the books know no ids", _books_without_ids),
     Mutation("out of the spool before it is posted", _removed_before_posted),
     Mutation("nothing leaves the spool", _posted_and_never_removed),
-    Mutation("what the spool delayed is booked under a second id", _unknown_is_dropped),
-    Mutation("a posting that failed is swallowed", _spool_forgets_the_order_of_a_failure),
+    Mutation("what the spool delayed is booked under a second id", _booked_again_from_the_spool),
+    Mutation("a posting that failed is swallowed", _swallowed),
     Mutation("the limit is part of the key", _limit_in_the_key, soon=True),
     Mutation("trims what is not acknowledged", _trims_the_unacknowledged, soon=True),
     Mutation("a retry meets another tenant's attempt", _foreign_tenants_retry, soon=True),

@@ -122,7 +122,9 @@ class Nature:
                 world.clocks_jumped = True
                 edges = [each for each in EDGES_US if each > world.kernel.now_us + 5 * SECOND]
                 day = (world.kernel.now_us // (86_400 * SECOND) + 1) * 86_400 * SECOND
-                world.kernel.now_us = max(world.kernel.now_us, (edges[0] if edges else day) - 3 * SECOND)
+                # By steps of less than the month for which a store keeps what nobody sweeps.
+                edge_us = min((edges[0] if edges else day) - 3 * SECOND, world.kernel.now_us + 20 * 86_400 * SECOND)
+                world.kernel.now_us = max(world.kernel.now_us, edge_us)
             case "everybody asleep":
                 world.clocks_jumped = True
                 world.kernel.now_us += random.choice([20, 100, 1000]) * SECOND
