@@ -7,7 +7,7 @@ SEED ?= 1
 STEPS ?= 100000
 SIMULATE_ARGS ?=
 
-.PHONY: help demo up test lint types tests simulate engine-test clickhouse-test bench docs lock audit sbom format clean venv
+.PHONY: help demo up test lint types tests slow-tests simulate engine-test clickhouse-test bench docs lock audit sbom format clean venv
 
 help:  ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,7 +21,7 @@ demo: venv  ## bring everything up, drive it as two tenants until one is out of 
 up: venv  ## bring everything up and keep it running (Ctrl-C ends it)
 	@$(BIN)/token-quota up
 
-test: lint types tests  ## everything CI runs
+test: lint types tests  ## lint, types and all tests but the slow ones
 
 lint: venv
 	$(BIN)/ruff check .
@@ -35,7 +35,10 @@ types: venv
 	$(BIN)/mypy
 
 tests: venv
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest -m "not slow" $(PYTEST_ARGS)
+
+slow-tests: venv  ## kills under load, failovers, the engine's bench, every token id: some two minutes more
+	$(BIN)/pytest -m slow $(PYTEST_ARGS)
 
 engine-test: venv  ## real vLLM on the CPU behind the gateway (2 GB, installed once; left out where its wheels are not)
 	$(BIN)/python scripts/engine_test.py

@@ -111,6 +111,7 @@ def test_the_collectors_run_with_options_and_sinks_that_exist(tmp_path: Path) ->
 def test_made_up_secrets_are_what_compose_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file is there and stays as it is; keys that are given are taken, in a directory closed to others."""
     monkeypatch.setenv("DECK_TENANT_A_KEY", "given-by-me")
+    monkeypatch.delenv("DECK_TENANT_B_KEY", raising=False)  # a stack of this session may have set it
     keys, generated = keys_for(default_config())
     assert generated == ["DECK_TENANT_B_KEY"]
     directory = tmp_path / "secrets"
