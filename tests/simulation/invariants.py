@@ -230,6 +230,8 @@ class Watch:
 
     def record(self, event_id: str, new: bool, now_us: int) -> None:
         self._tick(now_us)
+        asked = event_id in self._names or event_id.startswith(("u", "adjustment:"))
+        check(asked, "an event of nothing that was asked", event_id)
         at_us = self.durable.recorded.get(event_id)
         seen = self.durable.holds.get(event_id)
         if new:
