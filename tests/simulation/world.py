@@ -107,7 +107,10 @@ class World:
         self.began_us = self.counted_since_us = kernel.now_us
         self.postings: list[Posted] = []
         store.begin(self.store_now, LIMITS, self.partitions)
-        admit.monotonic = kernel.monotonic  # the one clock that the application layer reads by itself
+        self._clock, admit.monotonic = (
+            admit.monotonic,
+            kernel.monotonic,
+        )  # the one clock that the application layer reads by itself
         self.nature = Process(kernel, "nature")
         self.engine = Engine(self, 0)
         self.gateways = [Gateway(self, name) for name in self.node_skew_us]
@@ -322,6 +325,7 @@ class World:
         tenant.rules[index] = replace(rule, budget=replace(rule.budget, limit=limit))
 
     def close(self) -> None:
+        admit.monotonic = self._clock
         for server in self.servers():
             server.end()
         self.books.close()
