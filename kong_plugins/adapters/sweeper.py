@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 
-import gevent
-
+from kong_plugins.adapters.background import Every
 from kong_plugins.application.ports import Ledger, LedgerUnavailable
 
 _log = logging.getLogger(__name__)
@@ -15,32 +14,18 @@ _log = logging.getLogger(__name__)
 SWEEP_S = 30.0
 
 
-class Sweeper:
-    """One greenlet for one ledger, from :meth:`start` to :meth:`stop`. Several processes may sweep the same ledger."""
+class Sweeper(Every):
+    """Sweeps one ledger, from :meth:`start` to :meth:`stop`. Several processes may sweep the same ledger."""
 
     def __init__(self, ledger: Ledger, every_s: float = SWEEP_S) -> None:
-        self._ledger = ledger
-        self._every_s = every_s
-        self._greenlet: gevent.Greenlet | None = None
+        super().__init__(every_s, lambda: _sweep(ledger))
 
-    def start(self) -> None:
-        if self._greenlet is None:
-            self._greenlet = gevent.spawn(self._run)
 
-    def stop(self) -> None:
-        if self._greenlet is not None:
-            self._greenlet.kill()
-            self._greenlet = None
-
-    def _run(self) -> None:
-        while True:
-            gevent.sleep(self._every_s)
-            try:
-                ended = self._ledger.expire()
-            except LedgerUnavailable as error:
-                _log.warning("holds not swept, the ledger is out of reach: %s", error)
-            else:
-                if ended:
-                    _log.warning(
-                        "%d holds ended without anybody settling them: see their events (outcome expired)", ended
-                    )
+def _sweep(ledger: Ledger) -> None:
+    try:
+        ended = ledger.expire()
+    except LedgerUnavailable as error:
+        _log.warning("holds not swept, the ledger is out of reach: %s", error)
+    else:
+        if ended:
+            _log.warning("%d holds ended without anybody settling them: see their events (outcome expired)", ended)

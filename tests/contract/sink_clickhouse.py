@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from kong_plugins.adapters.sinks.clickhouse_sink import connect_embedded, connect_server
 from kong_plugins.adapters.sinks.secrets import Secret
 from tests.contract.sink_events import Booked
+from tests.contract.sink_stores import place_taken
 
 SERVER = "TOKEN_QUOTA_TEST_CLICKHOUSE"  # clickhouse://user@host:8123/, password as for the sink
 _READ = "SELECT id, kind, tenant, prompt, completion, amount FROM events"
 
 
-class _ClickHouse:
+class _ClickHouse(ABC):
     url: str
     impatient_url: str
 
-    def connect(self):
-        raise NotImplementedError
+    @abstractmethod
+    def connect(self): ...
 
     def rows(self, query: str) -> list[tuple]:
         client = self.connect()
@@ -44,19 +46,8 @@ class EmbeddedStore(_ClickHouse):
     def connect(self):
         return connect_embedded(self.directory, "token_quota")
 
-    @contextmanager
-    def away(self) -> Iterator[None]:
-        """Its place is taken by a file."""
-        aside = self.directory.with_name("aside")
-        if existed := self.directory.exists():
-            self.directory.rename(aside)
-        self.directory.write_text("in the way")
-        try:
-            yield
-        finally:
-            self.directory.unlink()
-            if existed:
-                aside.rename(self.directory)
+    def away(self) -> AbstractContextManager[None]:
+        return place_taken(self.directory)
 
 
 class ServerStore(_ClickHouse):

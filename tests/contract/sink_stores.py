@@ -70,19 +70,23 @@ class JsonLinesStore:
     def read_back(self) -> list[Booked]:
         return booked(read_jsonl(self.directory)) if self.directory.exists() else []
 
-    @contextmanager
-    def away(self) -> Iterator[None]:
-        """Its place is taken by a file."""
-        aside = self.directory.with_name("aside")
-        if existed := self.directory.exists():
-            self.directory.rename(aside)
-        self.directory.write_text("in the way")
-        try:
-            yield
-        finally:
-            self.directory.unlink()
-            if existed:
-                aside.rename(self.directory)
+    def away(self) -> AbstractContextManager[None]:
+        return place_taken(self.directory)
+
+
+@contextmanager
+def place_taken(directory: Path) -> Iterator[None]:
+    """A file is where the store's directory should be."""
+    aside = directory.with_name("aside")
+    if existed := directory.exists():
+        directory.rename(aside)
+    directory.write_text("in the way")
+    try:
+        yield
+    finally:
+        directory.unlink()
+        if existed:
+            aside.rename(directory)
 
 
 @contextmanager
