@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from kong_plugins.adapters.kong_request import TAP, read_tap
-from kong_plugins.domain.events import CLIENT_CLOSED, FIRST_ERROR, Admitted, Ending, known_usage
+from kong_plugins.domain.events import CLIENT_CLOSED, FIRST_ERROR, Admitted, Ending, known_usage, usage_seen
 from kong_plugins.domain.holds import Outcome
-from kong_plugins.domain.usage import NO_USAGE, Evidence, Usage
+from kong_plugins.domain.usage import Evidence, Usage
 
 SOURCE = "kong-http-log"
 REFUSALS = frozenset({401, 403, 429})
@@ -94,8 +94,9 @@ def read_record(record: object) -> Ended | Seen | Skipped:
         proxy_ms=_count(latencies, "proxy"),
     )
     if tap is not None:  # a route that is only billed: no decision of ours, but a tap that read the usage
-        ending = tap[1] if tap[1].evidence is not None else replace(tap[1], usage=usage, evidence=ending.evidence)
-    known, evidence = known_usage(ending) or (NO_USAGE, Evidence.HELD)
+        ours = tap[1].evidence is not None or usage is None
+        ending = tap[1] if ours else replace(tap[1], usage=usage, evidence=ending.evidence)
+    known, evidence = usage_seen(ending)
     denied = ending.source == "exit" and ending.status in REFUSALS
     if ending.source == "exit" and not ending.upstream_status and ending.usage is None:
         denied = ending.status >= FIRST_ERROR and ending.status != CLIENT_CLOSED

@@ -105,6 +105,11 @@ def usage_without_budget(ending: Ending) -> tuple[Usage, Evidence] | None:
     """What is booked of a request that nothing was held for: what its answer showed. None: no engine was asked."""
     if ending.upstream_status is None or ending.source == "exit":
         return None
+    return usage_seen(ending)
+
+
+def usage_seen(ending: Ending) -> tuple[Usage, Evidence]:
+    """The most that an answer showed for certain, where nobody counts the text that its usage leaves out."""
     return known_usage(ending) or (
         (ending.usage, Evidence.CONTINUOUS) if ending.usage is not None else (NO_USAGE, Evidence.HELD)
     )

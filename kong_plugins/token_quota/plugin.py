@@ -164,8 +164,12 @@ class Plugin:
             self._leave_engine(admitted, ending)
             if ending.usage is not None and ending.usage.completion:
                 self._names.served(admitted.model)
-            retriable = admitted.retriable and ending.outcome() is Outcome.COMPLETED
-            self._settling.settle(admitted, ending, _answer(kong, answer_kept(table)) if retriable else NO_ANSWER)
+            answer = NO_ANSWER
+            try:
+                if admitted.retriable and ending.outcome() is Outcome.COMPLETED:
+                    answer = _answer(kong, answer_kept(table))
+            finally:  # Kong may be gone before it hands the answer over: the charge does not hang on it
+                self._settling.settle(admitted, ending, answer)
 
     def close(self) -> None:
         """The row is gone; the last row of a process drains what is still to be settled."""
@@ -214,6 +218,8 @@ class Plugin:
         return None
 
     def _unmetered(self, kong: Any, gate: GateRequest, caller: Caller) -> Reply | None:
+        if not gate.path:  # the gate itself failed: what this path is nobody knows
+            return reply(Problem(400, "unreadable_request", "The request could not be read. Send it again."), caller)
         if self._config.allow_unmetered:
             kong.ctx.shared.set(DECISION, write_unmetered())
             return None

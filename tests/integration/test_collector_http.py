@@ -299,6 +299,13 @@ def test_what_is_no_event_of_ours_is_refused_each_with_its_reason(posts: Posts) 
     assert posts.send("/log", b"[{]")[0] == 400
 
 
+def test_a_clients_bytes_that_are_no_text_cost_no_record(posts: Posts) -> None:
+    """Kong writes header values as they came: one bad byte would refuse a batch of many tenants' records."""
+    body = json.dumps([{**record("r1"), "mark": "caf?"}, record("r2")]).encode().replace(b"caf?", b"caf\xe9")
+    assert posts.send("/log", body)[0] == 200
+    assert set(posts.events()) == {"r1", "r2"}
+
+
 def test_only_a_token_opens(posts: Posts) -> None:
     """Bearer, Basic's password (http-log's URL with user info) and the header of its own; every other answer is 401."""
     one = [record("r1")]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from kong_plugins.adapters.ledger.connections import Argument, Command, Script, advice, by_hash, by_source
@@ -35,7 +35,7 @@ class PooledClient:
                 reply = self._request(by_hash(script, keys, args), deadline)
             except NoScriptError:
                 reply = self._request(by_source(script, keys, args), deadline)
-        except RedisError as error:
+        except (RedisError, RedisClusterException) as error:  # a Cluster that is gone raises what is no RedisError
             raise LedgerUnavailable(f"{script.name}: {advice(str(error))}") from error
         if not isinstance(reply, bytes):
             raise LedgerUnavailable(f"{script.name}: the server answered {reply!r}")

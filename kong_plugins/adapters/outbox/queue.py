@@ -15,7 +15,9 @@ from kong_plugins.application.deliver import NOTHING, Batch
 from kong_plugins.application.ports import LedgerUnavailable, OutboxEntry, Rejected
 from kong_plugins.domain.partitions import PARTITIONS
 
-SILENT_S = 30.0  # Well above the longest write of a batch: a consumer reads again after each.
+SILENT_S = (
+    120.0  # Above the longest write of a batch, a slow receiver's ten timeouts: a consumer reads again after each.
+)
 CLAIM_EVERY_S = 2.0
 SUSPECT_AFTER = 3  # deliveries of which nobody heard again
 CALL_ENTRIES = 128  # a script's answer stays small: measured 9 µs an entry, 25 µs in answers of 2,000

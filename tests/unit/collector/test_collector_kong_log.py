@@ -11,7 +11,7 @@ import pytest
 from kong_plugins.adapters.kong_log import Seen, Skipped, read_record
 from kong_plugins.adapters.kong_request import read_gate
 from kong_plugins.domain.holds import Outcome
-from kong_plugins.domain.usage import NO_USAGE, Evidence
+from kong_plugins.domain.usage import NO_USAGE, Evidence, Usage
 
 RECORDS = Path(__file__).parents[2] / "data" / "kong" / "serialize"
 
@@ -73,6 +73,14 @@ def test_a_tap_without_a_decision_tells_the_usage() -> None:
     said = read_record({**recorded("200-json"), "usage_tap": {**tap, "started_ms": 5, "ended": True}})
     assert isinstance(said, Seen)
     assert (said.usage.prompt, said.usage.completion, said.evidence) == (9, 4, Evidence.EXACT)
+
+
+def test_a_stream_cut_behind_its_last_usage_is_booked_at_what_was_known() -> None:
+    """As billing-events books it, which has the same id: a record at zero could come first and stand."""
+    tap = {"v": 1, "usage": {"prompt": 135, "completion": 10}, "text_bytes": 40, "status": 200, "source": "service"}
+    said = read_record({**recorded("200-json"), "usage_tap": {**tap, "upstream_status": "200", "started_ms": 5}})
+    assert isinstance(said, Seen)
+    assert (said.usage, said.evidence) == (Usage(135, 10), Evidence.CONTINUOUS)
 
 
 @pytest.mark.parametrize("record", [None, [], "x", 5, {}, {"request": []}, {"request": {"id": 5}, "started_at": "now"}])

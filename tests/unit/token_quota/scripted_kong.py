@@ -30,6 +30,8 @@ class _Shared:
 
     def get(self, key: str) -> Any:
         self._kong.calls.append(f"ctx.shared.get {key}")
+        if key in self._kong.gone:
+            raise ConnectionError("Kong is gone")
         return self._kong.tables.get(key)
 
     def set(self, key: str, value: Any) -> None:
@@ -54,6 +56,7 @@ class ScriptedKong:
     def __init__(self, **tables: Any) -> None:
         self.tables: dict[str, Any] = {name: through_kong(table) for name, table in tables.items()}
         self.calls: list[str] = []
+        self.gone: set[str] = set()  # tables that Kong does not live to hand over
         self.exit: tuple[int, str | bytes, dict[str, str]] | None = None
         self.ctx = type("Ctx", (), {"shared": _Shared(self)})
         self.response = _Response(self)

@@ -163,6 +163,9 @@ def test_unmetered_paths_pass_only_where_the_operator_allows_it() -> None:
     assert bench.ledger.holds == []
     assert bench.access(method="GET").status == 405
     assert bench.access(path="/v1/chat%2Fcompletions/").decision["meter"]["endpoint"] == "chat"
+    # The gate's own failure: it knows no path, and the request's may be a metered one.
+    failed = bench.access(path="", method="", size=0, refused="unreadable")
+    assert (failed.status, "token_quota" in failed.tables) == (400, False)
 
 
 @pytest.mark.parametrize(

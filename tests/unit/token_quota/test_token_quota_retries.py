@@ -7,7 +7,7 @@ from typing import Any
 
 import gevent
 import pytest
-from scripted_kong import Bench, ScriptedKong, budget, chat
+from scripted_kong import Bench, ScriptedKong, budget, chat, tap_table
 
 from kong_plugins.adapters.answers import pack
 from kong_plugins.adapters.kong_request import WholeAnswer
@@ -149,6 +149,17 @@ def test_an_answer_too_large_to_keep_is_not_generated_again() -> None:
     assert (kong.status, kong.error["code"]) == (409, "idempotency_answer_not_kept")
     assert kong.headers["x-should-retry"] == "false"
     assert bench.committed() == 52
+
+
+def test_the_charge_does_not_hang_on_the_answer_that_is_kept() -> None:
+    """A worker that ends before it hands the answer over: settled all the same, and a retry runs again."""
+    bench = Bench(**ROOMY)
+    kong = ScriptedKong(usage_tap=tap_table(bench.access(idempotency_key="k"), answer="kept", **WHOLE))
+    kong.gone.add("usage_tap_answer")
+    with pytest.raises(ConnectionError):
+        bench.plugin.log(kong)
+    assert (bench.committed(), bench.held(), len(bench.events())) == (52, 0, 1)
+    assert bench.access(idempotency_key="k").decision["allow"]
 
 
 def test_an_answer_that_never_came_to_the_ledger_is_generated_again() -> None:
