@@ -87,3 +87,33 @@ class Every:
                 self._task()
             except Exception:  # noqa: BLE001  # the next time may be better
                 _log.exception("a task that runs every %s s failed", self._seconds)
+
+
+class Later:
+    """Runs each task in a greenlet so many seconds after it was given, or when everything is flushed."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._waiting: dict[gevent.Greenlet, Callable[[], None]] = {}
+
+    def submit(self, task: Callable[[], None]) -> None:
+        waiting = gevent.Greenlet(self._run, task)
+        self._waiting[waiting] = task
+        waiting.start_later(self._seconds)
+
+    def flush(self) -> None:
+        """Run now what still waits; returns when it has."""
+        while self._waiting:
+            waiting, task = self._waiting.popitem()
+            waiting.kill()
+            self._do(task)
+
+    def _run(self, task: Callable[[], None]) -> None:
+        if self._waiting.pop(gevent.getcurrent(), None) is not None:
+            self._do(task)
+
+    def _do(self, task: Callable[[], None]) -> None:
+        try:
+            task()
+        except Exception:  # noqa: BLE001  # the next task is another request's
+            _log.exception("a task that was put off failed")

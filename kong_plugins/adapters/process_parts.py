@@ -13,7 +13,7 @@ from pathlib import Path
 
 import gevent
 
-from kong_plugins.adapters.background import Every, GreenletQueue
+from kong_plugins.adapters.background import Every, GreenletQueue, Later
 from kong_plugins.adapters.ledger import connect_ledger
 from kong_plugins.adapters.plugin_metrics import MetricsServer, Observed, serve_metrics
 from kong_plugins.adapters.spool import DurableSpool, SpoolLimits, ledger_address, spool_bytes_max, spool_directory
@@ -33,6 +33,7 @@ RELEASE_CAPACITY = 20_000  # some 0.5 kB each: the requests of a minute without 
 RECORD_CAPACITY = 1_000  # refused requests come as fast as a client can ask: none may take a settlement's place
 TIGHTEN_CAPACITY = 256  # only ever helps while budgets are scarce: late is as good as never
 DRAIN_S = 5.0
+LATER_S = 1.0  # a second chance for what the other plugin's log phase does within milliseconds, or not at all
 RESUME_S = 30.0  # how soon what an ended process left in the spool is found by one that goes on
 
 Connect = Callable[[str, float], Ledger]
@@ -76,6 +77,7 @@ class ProcessParts:
         self.releases = GreenletQueue("release", capacity=RELEASE_CAPACITY)
         self.records = GreenletQueue("record", capacity=RECORD_CAPACITY)
         self.tightens = GreenletQueue("tighten", capacity=TIGHTEN_CAPACITY)
+        self.later = Later(LATER_S)
 
     def join(self) -> None:
         """Before taking any part: they are of those who have joined."""
@@ -87,8 +89,9 @@ class ProcessParts:
         if self._members > 0:
             return
         ledgers, sweepers, counters, ways = self._ledgers, self._sweepers, self._counters, self._ways
-        counts, others = self.counts, (self.tightens, self.releases, self.records)
+        counts, others, later = self.counts, (self.tightens, self.releases, self.records), self.later
         self._open()  # whoever joins while these drain has its own
+        later.flush()
         if not counts.close(DRAIN_S):
             _log.error("%d settlements were still being counted after %s s", len(counts), DRAIN_S)
         for queue in others:

@@ -13,11 +13,12 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from kong_plugins.adapters.kong_request import TAP, About, read_about, read_tap
+from kong_plugins.adapters.kong_request import TAP, About, answer_kept, read_about, read_tap
 from kong_plugins.adapters.process_parts import ProcessParts, process_parts
 from kong_plugins.application.ports import LedgerUnavailable, Recording
 from kong_plugins.application.settle import Settling
 from kong_plugins.billing_events.schema import SCHEMA, BillingConfig, Denial, parse_config
+from kong_plugins.domain.attempts import AnswerKept
 from kong_plugins.domain.events import CLIENT_CLOSED, FIRST_ERROR, Admitted, Ending, billing_event, usage_without_budget
 from kong_plugins.domain.holds import Outcome
 from kong_plugins.domain.usage import NO_USAGE, Evidence
@@ -64,11 +65,19 @@ class Plugin:
             return
         admitted, ending = seen
         if admitted is not None:
-            self._settling.settle(admitted, ending)
+            if admitted.retriable and answer_kept(table) is AnswerKept.KEPT:
+                # token-quota hands the answer in with its own settlement. A retry between a settlement without it and
+                # that one would find nothing to replay, and be generated anew.
+                self._parts.later.submit(lambda: self._settle(admitted, ending))
+            else:
+                self._settle(admitted, ending)
             return
         about = read_about(table)
         if about is not None:
             self._record(about, ending)
+
+    def _settle(self, admitted: Admitted, ending: Ending) -> None:
+        self._settling.settle(admitted, ending)
 
     def close(self) -> None:
         """The row is gone; the last row of a process drains what is still to be settled."""

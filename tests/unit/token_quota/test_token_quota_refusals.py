@@ -137,7 +137,9 @@ def test_a_prompt_is_counted_before_it_is_refused() -> None:
 
 def test_clamping_gives_what_is_left() -> None:
     """The largest limit that fits is written into the body and held; below the floor it is a refusal."""
-    bench = Bench(budgets=[budget(limit=1_000)], on_short="clamp", clamp_min_tokens=100)
+    # Named, so built before the first request: one that is counted and one that is not are clamped differently.
+    clamped = {"budgets": [budget(limit=1_000)], "on_short": "clamp", "tokenizers": {"deepseek-r1": "deepseek-r1"}}
+    bench = Bench(**clamped, clamp_min_tokens=100)
     kong = bench.access(chat(max_tokens=5_000))
     assert kong.status is None
     sent = json.loads(kong.decision["body"])["max_tokens"]
@@ -145,9 +147,9 @@ def test_clamping_gives_what_is_left() -> None:
     assert bench.held() == 1_000
     assert kong.decision["log"]["bound"][1] == sent
     assert bench.access(chat(max_tokens=5_000)).status == 429
-    floor = Bench(budgets=[budget(limit=1_000)], on_short="clamp", clamp_min_tokens=sent + 1)
+    floor = Bench(**clamped, clamp_min_tokens=sent + 1)
     assert floor.access(chat(max_tokens=5_000)).status == 429
-    both = Bench(budgets=[budget(limit=1_000)], on_short="clamp").access(chat(max_tokens=5_000, n=2))
+    both = Bench(**clamped).access(chat(max_tokens=5_000, n=2))
     assert both.status is None
     assert json.loads(both.decision["body"])["max_tokens"] <= sent // 2 + 1
 

@@ -180,9 +180,29 @@ def test_billing_events_may_settle_first() -> None:
     first = bench.access(chat(max_tokens=65), idempotency_key="other")
     table = {**kong.tables["usage_tap"], "log": first.decision["log"]}
     assert ScriptedKong(usage_tap=table).run(other.log).calls == ["ctx.shared.get usage_tap"]
+    bench.parts.later.flush()
+    assert bench.committed() == 104
     bench.log(first, kept=BODY, **WHOLE)
     assert bench.access(chat(max_tokens=65), idempotency_key="other").status == 200
     assert bench.committed() == 104
+
+
+def test_billing_events_waits_a_moment_where_an_answer_is_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settled without its answer, a request would be generated anew by a retry that comes just then. Nothing that waits
+    is lost when the rows go."""
+    no_pause(monkeypatch)
+    bench = Bench(**ROOMY)
+    other = billing_events.Plugin({"ledger_url": "redis://127.0.0.1/0"}, bench.parts)
+    first = bench.access(idempotency_key="k")
+    ScriptedKong(usage_tap=tap_table(first, answer="kept", **WHOLE)).run(other.log)
+    assert bench.access(idempotency_key="k").status == 409
+    bench.log(first, kept=BODY, **WHOLE)
+    assert bench.access(idempotency_key="k").status == 200
+    second = bench.access(idempotency_key="other")
+    ScriptedKong(usage_tap=tap_table(second, answer="kept", **WHOLE)).run(other.log)
+    other.close()
+    bench.plugin.close()
+    assert (bench.committed(), bench.held(), len(bench.events())) == (104, 0, 2)
 
 
 def test_a_denied_request_leaves_its_key_free() -> None:
