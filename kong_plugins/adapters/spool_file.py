@@ -282,7 +282,5 @@ def decode(data: bytes) -> Posting:
             answer=table["answer"],
             kept=AnswerKept(table["kept"]),
         )
-    except ValueError:
-        raise
-    except (msgpack.UnpackException, KeyError, TypeError) as error:
+    except (msgpack.UnpackException, KeyError, TypeError) as error:  # some are ValueErrors without a word
         raise ValueError(f"no posting can be read from it ({type(error).__name__}: {error})") from error

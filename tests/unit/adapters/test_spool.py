@@ -10,7 +10,7 @@ from pathlib import Path
 
 import gevent
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kong_plugins.adapters.spool import (
@@ -77,6 +77,7 @@ def test_a_posting_is_the_same_after_a_way_through_the_file(posting: Posting) ->
 
 
 @given(st.binary(max_size=40))
+@example(b"\xc1")  # msgpack says nothing at all of it
 def test_what_is_no_posting_is_told_apart(data: bytes) -> None:
     """A damaged row is an error with a reason, never another posting."""
     with pytest.raises(ValueError, match=r"."):
