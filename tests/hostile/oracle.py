@@ -9,10 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from kong_plugins.adapters.engine_metrics import EngineCounters
 from kong_plugins.adapters.ledger.audit import OpenHold
 from kong_plugins.adapters.openai_wire import endpoint_of
 from kong_plugins.adapters.openai_wire.fields import DROPPED
 from kong_plugins.application.books import read_events
+from kong_plugins.application.ports import Balance, OutboxEntry
 from tests.hostile.heads import CASE_HEADER
 from tests.hostile.sending import Came
 from tests.hostile.world import POOR, TENANTS, World
@@ -53,15 +55,15 @@ def check(world: World, came: Iterable[Came], tenant_of: dict[str, str]) -> Find
     """``tenant_of``: whose key an input came with, by its case."""
     findings = Findings()
     _wait_until_quiet(findings, world)
-    world.look()
-    entries = [(json.loads(entry.event), dict(entry.posted)) for entry in read_events(world.ledger)]
+    sides = _at_one_moment(world)
+    entries = [(json.loads(entry.event), dict(entry.posted)) for entry in sides.outbox]
     requests = {event["id"]: event["data"] for event, _ in entries if "hold" in event["data"]}
     if len({event["id"] for event, _ in entries}) != len(entries):
         findings.add("an event is there twice")
     findings.events = Counter(data["outcome"] for data in requests.values())
     _on_the_engine(findings, world, requests, tenant_of)
-    _tokens(findings, world, [event for event, _ in entries])
-    _budgets(findings, world, entries)
+    _tokens(findings, world, sides.engine, [event for event, _ in entries])
+    _budgets(findings, sides.balances, entries)
     for each in came:
         _answered(findings, each, requests, tenant_of)
     _secrets(findings, world)
@@ -129,7 +131,7 @@ def _body(findings: Findings, body: str, data: dict[str, Any], salts: defaultdic
         salts[data["tenant"]].add(str(asked.get("cache_salt")))
 
 
-def _tokens(findings: Findings, world: World, events: list[dict[str, Any]]) -> None:
+def _tokens(findings: Findings, world: World, now: EngineCounters, events: list[dict[str, Any]]) -> None:
     """The engine's own counters against what events say, reversals not subtracted: they are of tokens that it made."""
     prompt = prompts_counted = completion = slack = 0
     for event in events:
@@ -142,7 +144,6 @@ def _tokens(findings: Findings, world: World, events: list[dict[str, Any]]) -> N
         completion += data["completion"]
         if data["evidence"] != "exact":
             slack += data.get("completion_bound", 0) + data.get("prompt_bound", 0) * choices
-    now = world.engine()
     made, read = now.completion - world.started.completion, now.prompt - world.started.prompt
     findings.billed = prompt + completion
     if not completion - slack <= made <= completion + slack:
@@ -153,7 +154,9 @@ def _tokens(findings: Findings, world: World, events: list[dict[str, Any]]) -> N
         )
 
 
-def _budgets(findings: Findings, world: World, entries: list[tuple[dict[str, Any], dict[str, int]]]) -> None:
+def _budgets(
+    findings: Findings, balances: Iterable[Balance], entries: list[tuple[dict[str, Any], dict[str, int]]]
+) -> None:
     posted: Counter[tuple[str, str]] = Counter()
     used: Counter[str] = Counter()
     for event, amounts in entries:
@@ -166,16 +169,15 @@ def _budgets(findings: Findings, world: World, entries: list[tuple[dict[str, Any
     strangers = {data["tenant"] for event, _ in entries for data in (event["data"],)} - TENANTS.keys() - {""}
     if strangers:
         findings.add(f"events of tenants that nobody configured: {sorted(strangers)[:5]}")
-    for tenant in world.ledger.tenants():
-        for balance in world.ledger.balances(tenant):
-            line, committed = balance.state.key, balance.state.committed
-            if committed != posted[tenant, line]:
-                findings.add(f"{tenant} {line}: counter {committed}, events posted {posted[tenant, line]}")
-            if line == "monthly" and committed != used[tenant]:
-                findings.add(f"{tenant}: counter {committed}, events say {used[tenant]}")
-            if tenant == "poor" and committed > POOR:
-                findings.overshoot += committed - POOR
-                findings.add(f"poor used {committed} of {POOR}")
+    for balance in balances:
+        tenant, line, committed = balance.tenant, balance.state.key, balance.state.committed
+        if committed != posted[tenant, line]:
+            findings.add(f"{tenant} {line}: counter {committed}, events posted {posted[tenant, line]}")
+        if line == "monthly" and committed != used[tenant]:
+            findings.add(f"{tenant}: counter {committed}, events say {used[tenant]}")
+        if tenant == "poor" and committed > POOR:
+            findings.overshoot += committed - POOR
+            findings.add(f"poor used {committed} of {POOR}")
 
 
 def _answered(findings: Findings, came: Came, requests: dict[str, dict[str, Any]], tenant_of: dict[str, str]) -> None:
@@ -226,6 +228,26 @@ def _secrets(findings: Findings, world: World) -> None:
         for tenant, key in keys.items():
             if key.decode() in text and "-inner" not in text:
                 findings.add(f"the key of {tenant} reached the engine: {text[:300]}")
+
+
+@dataclass(frozen=True)
+class _Sides:
+    outbox: list[OutboxEntry]
+    balances: list[Balance]
+    engine: EngineCounters
+
+
+def _at_one_moment(world: World) -> _Sides:
+    """All sides of the books with nothing between them: a client that is gone may have had a request on its way, which
+    is held, run and settled only now. Posting and event are one step, so equal events mean equal counters."""
+    deadline = time.monotonic() + QUIET_S
+    while True:
+        world.look()
+        engine, outbox = world.engine(), list(read_events(world.ledger))
+        balances = [balance for tenant in world.ledger.tenants() for balance in world.ledger.balances(tenant)]
+        same = len(list(read_events(world.ledger))) == len(outbox) and world.engine() == engine
+        if same or time.monotonic() > deadline:
+            return _Sides(outbox, balances, engine)
 
 
 def _wait_until_quiet(findings: Findings, world: World) -> None:

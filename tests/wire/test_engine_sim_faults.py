@@ -206,7 +206,7 @@ def test_a_first_token_can_be_late() -> None:
     """The stream's headers come at once, its first event after the delay."""
 
     async def scenario(sim: EngineSim) -> None:
-        await tell(sim, first_token_delay_ms=120)
+        await tell(sim, first_token_delay_ms=1_000)
         loop = asyncio.get_running_loop()
         reader, writer = await asyncio.open_connection("127.0.0.1", sim.port)
         started = loop.time()
@@ -214,8 +214,8 @@ def test_a_first_token_can_be_late() -> None:
         await reader.readuntil(b"\r\n\r\n")
         headers_s = loop.time() - started
         await reader.readuntil(b"data: ")
-        assert loop.time() - started >= 0.119
-        assert headers_s < 0.119
+        assert loop.time() - started >= 0.999
+        assert headers_s < 0.999
         writer.close()
 
     serving(scenario)
