@@ -27,6 +27,7 @@ def test_a_quick_run_leaves_rows_table_and_chart_and_balanced_books(tmp_path: Pa
         "added",
         "engine",
         "added",
+        "added",
         "ratio",
         "books",
     ]
@@ -56,3 +57,9 @@ def test_help_teaches_and_a_run_of_nothing_is_refused(tmp_path: Path) -> None:
     refused = subprocess.run(nothing, capture_output=True, text=True, timeout=60, check=False)
     assert refused.returncode == 2
     assert "nothing to measure" in refused.stderr
+    misspelt = subprocess.run(
+        [sys.executable, str(RUN), "--stand-in", "--steps", "tabel", "--out", str(tmp_path)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert misspelt.returncode == 2
+    assert "no step tabel: ceiling, added" in misspelt.stderr

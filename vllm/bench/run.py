@@ -12,6 +12,11 @@
         --api-servers tp2=1,2,8 --baseline /models/r1-distill-7b \\
         --gateway kong --gateway local --gateway-processes 8
 
+  engines that run already on one card, with 1 and 8 API servers, and two of them as replicas behind Kong:
+    python vllm/bench/run.py --out /tmp/bench --gateway-processes 4 --steps none \\
+        --most-streams api1=http://127.0.0.1:8001/v1 --most-streams api8=http://127.0.0.1:8008/v1 \\
+        --replicas two=http://127.0.0.1:8001/v1,http://127.0.0.1:8008/v1
+
 Writes OUT/results.jsonl (a row for each figure, as it comes), OUT/table.md and OUT/chart.svg. Always first: what the
 load client itself can carry, direct and through each gateway, from a server that has its answers ready. Read no figure
 near that ceiling as the engine's. Needs the package's environment with the extra `local` (.venv after `make venv`).
@@ -36,6 +41,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parent.parent.parent))
 from vllm_bench.conditions import conditions, engine_version
 from vllm_bench.gateway import Running, gateway
 from vllm_bench.load import Cell, Clients
+from vllm_bench.replicas import measure_replicas
 from vllm_bench.reports import write_reports
 from vllm_bench.servers import answers, server
 from vllm_bench.session import DIRECT, Session, Sizes
@@ -45,8 +51,9 @@ from kong_plugins.cli.processes import free_port, tcp_port_answers
 from kong_plugins.cli.stack import SIM_FLAGS, Gateway
 
 BENCH = Path(__file__).resolve().parent
-QUICK = Sizes((1, 4), (0, 90), 128, 16, 2, 1, 4, ((512, 2),), 60, 6)
-BASELINE_SECONDS = 40.0
+QUICK = Sizes((1, 4), (0, 90), 128, 16, 2, 1, 4, 3, 2.0, 4, ((512, 2),), 60, 6)
+STEPS = ("ceiling", "added", "hops", "ratio", "table", "long", "books")
+BASELINE_SECONDS = 30.0
 CEILING_TOKENS = 256
 
 
@@ -96,6 +103,29 @@ def parse_options() -> argparse.Namespace:
     what.add_argument(
         "--baseline", metavar="MODEL", help="transformers behind FastAPI with this model folder, one card"
     )
+    what.add_argument(
+        "--most-streams",
+        action="append",
+        default=[],
+        type=named,
+        metavar="NAME=URL",
+        help="an engine that runs: the most streams only, all of these in turns",
+    )
+    what.add_argument(
+        "--replicas",
+        action="append",
+        default=[],
+        type=named,
+        metavar="NAME=URL,URL",
+        help="engines that run, as replicas behind Kong: by the affinity header, and in turns",
+    )
+    what.add_argument(
+        "--steps",
+        type=steps,
+        default=tuple(step for step in STEPS if step != "hops"),
+        metavar="STEP,STEP",
+        help=f"of {','.join(STEPS)}, or none (default: all but hops, which need root)",
+    )
     how = parser.add_argument_group("how engines are started")
     how.add_argument("--vllm", default="vllm serve", help="command (default: %(default)s)")
     how.add_argument("--model", help="model folder in place of the config's")
@@ -120,6 +150,11 @@ def parse_options() -> argparse.Namespace:
     )
     size.add_argument("--pairs", type=int, default=base.pairs, help="single requests for the added first-token time")
     size.add_argument(
+        "--beside", type=float, default=base.loaded_seconds, help="seconds of more pairs beside streams (0: none)"
+    )
+    size.add_argument("--hops", type=int, default=base.hops, help="single requests whose packets are timed")
+    size.add_argument("--prefixes", type=numbers, default=(16, 128), help="beginnings that replicas are asked with")
+    size.add_argument(
         "--books", type=int, default=base.books, help="mixed requests for the check of the books (0: none)"
     )
     size.add_argument("--processes", type=int, default=min(16, os.cpu_count() or 1), help="of the load client")
@@ -136,14 +171,17 @@ def parse_options() -> argparse.Namespace:
             requests=options.requests,
             repeats=options.repeats,
             pairs=options.pairs,
+            loaded_seconds=options.beside,
+            hops=options.hops,
             books=options.books,
         )
     )
     unknown = {name for name, _ in options.api_servers} - {name for name, _ in options.serve}
     if unknown:
         parser.error(f"--api-servers {', '.join(sorted(unknown))}: no --serve of that name")
-    if not (options.stand_in or options.url or options.serve or options.baseline):
-        parser.error("nothing to measure: give --stand-in, --url, --serve or --baseline (see --help)")
+    engines = options.stand_in or options.url or options.serve or options.most_streams or options.replicas
+    if not (engines or options.baseline):
+        parser.error("nothing to measure: give --stand-in, --url, --serve, --baseline, --most-streams or --replicas")
     return options
 
 
@@ -158,13 +196,21 @@ def named(text: str) -> tuple[str, str]:
     return name, value
 
 
+def steps(text: str) -> tuple[str, ...]:
+    chosen = () if text == "none" else tuple(text.split(","))
+    if unknown := set(chosen) - set(STEPS):
+        raise argparse.ArgumentTypeError(f"no step {', '.join(sorted(unknown))}: {', '.join(STEPS)}")
+    return chosen
+
+
 def numbers(text: str) -> tuple[int, ...]:
     return tuple(sorted({int(part) for part in text.split(",")}))
 
 
 def measure_all(session: Session, options: argparse.Namespace) -> None:
-    with session.step("ceiling"):
-        measure_ceiling(session, options)
+    if "ceiling" in options.steps:
+        with session.step("ceiling"):
+            measure_ceiling(session, options)
     if options.stand_in:
         with session.step("stand-in"), stand_in(session, options.out) as url:
             measure_engine(session, options, "stand-in", url)
@@ -182,7 +228,13 @@ def measure_all(session: Session, options: argparse.Namespace) -> None:
         for count in numbers(counts):
             label, flag = f"{name}-api{count}", ["--api-server-count", str(count)]
             with session.step(label), serve(session, options, label, configs[name], flag) as url:
-                measure_most_streams(session, label, url)
+                measure_most_streams(session, {label: url})
+    if options.most_streams:
+        with session.step("most streams"):
+            measure_most_streams(session, dict(options.most_streams))
+    for name, urls in options.replicas:
+        with session.step(name):
+            measure_replicas(session, name, urls.split(","), options.gateway_processes, options.prefixes)
 
 
 def measure_ceiling(session: Session, options: argparse.Namespace) -> None:
@@ -206,6 +258,8 @@ def measure_ceiling(session: Session, options: argparse.Namespace) -> None:
                 note["gateway_processes"] = options.gateway_processes
                 session.measure("instant", kind.value, running.targets(), cell, **note)
                 session.added("instant", Target(url), {kind.value: running.targets()[0]})
+                if "hops" in options.steps:
+                    session.hops("instant", Target(url), kind.value, running)
 
 
 def measure_engine(session: Session, options: argparse.Namespace, name: str, url: str) -> None:
@@ -225,24 +279,36 @@ def measure_engine(session: Session, options: argparse.Namespace, name: str, url
         ways = {DIRECT: direct}
         if first is not None:
             ways[first] = list(gateways[first].targets())
-        with session.step(f"{name} added first token"):
-            session.added(name, direct[0], {way: running.targets()[0] for way, running in gateways.items()})
+        if "added" in options.steps:
+            with session.step(f"{name} added first token"):
+                session.added(name, direct[0], {way: running.targets()[0] for way, running in gateways.items()})
+            for way, running in gateways.items() if session.sizes.loaded_seconds else ():
+                with session.step(f"{name} {way} added first token beside streams"):
+                    session.added_beside(name, direct[0], way, running.targets())
         for way, running in gateways.items():
-            with session.step(f"{name} {way} ratio"):
-                session.ratio(name, direct, way, running.targets())
-        session.table(name, ways)
-        session.long_prompts(name, ways)
-        if first is not None and session.sizes.books:
+            if "hops" in options.steps:
+                with session.step(f"{name} {way} hops"):
+                    session.hops(name, direct[0], way, running)
+            if "ratio" in options.steps:
+                with session.step(f"{name} {way} ratio"):
+                    session.ratio(name, direct, way, running.targets())
+        if "table" in options.steps:
+            session.table(name, ways)
+        if "long" in options.steps:
+            session.long_prompts(name, ways)
+        if first is not None and "books" in options.steps and session.sizes.books:
             with session.step(f"{name} books"):
                 session.books(name, first, gateways[first], root)
 
 
-def measure_most_streams(session: Session, name: str, url: str) -> None:
-    """Only what tells API server counts apart: the most streams, direct."""
+def measure_most_streams(session: Session, engines: dict[str, str]) -> None:
+    """Only what tells API server counts apart: the most streams, direct, the engines in turns."""
     most = max(session.sizes.concurrency)
-    session.warm_up([Target(url)], most)
+    for url in engines.values():
+        session.warm_up([Target(url)], most)
     for turn in range(session.sizes.repeats):
-        session.measure(name, DIRECT, [Target(url)], session.sizes.cell(most, 0), turn=turn)
+        for name, url in list(engines.items())[:: 1 if turn % 2 == 0 else -1]:
+            session.measure(name, DIRECT, [Target(url)], session.sizes.cell(most, 0), turn=turn)
 
 
 @contextmanager
@@ -270,7 +336,7 @@ def serve(session: Session, options: argparse.Namespace, name: str, config: str,
 
 
 def measure_baseline(session: Session, options: argparse.Namespace) -> None:
-    """One request at a time, so the most clients are watched for a while only; last, for it works on for those gone."""
+    """One request at a time, so many clients are watched for a while only."""
     port = free_port()
     argv = [options.baseline_python, str(BENCH / "vllm_bench" / "baseline.py"), options.baseline, "--port", str(port)]
     argv += shlex.split(options.baseline_args)
@@ -281,14 +347,11 @@ def measure_baseline(session: Session, options: argparse.Namespace) -> None:
         command = "baseline.py MODEL " + options.baseline_args
         session.add({"kind": "started", "engine": "baseline", "seconds": round(seconds, 1), "command": command})
         session.warm_up(target, 1)
-        for concurrency, requests in ((1, 3), (8, 1)):
+        for concurrency in sizes.concurrency:
             with session.step(f"baseline {concurrency}"):
-                cell = Cell(concurrency, requests, sizes.prompt_tokens, sizes.output_tokens)
-                session.measure("baseline", DIRECT, target, cell)
-        with session.step("baseline, most streams"):
-            most = max(sizes.concurrency)
-            cell = Cell(most, 1, sizes.prompt_tokens, sizes.output_tokens, seconds=BASELINE_SECONDS)
-            session.measure("baseline", DIRECT, target, cell, purpose="window")
+                requests = 3 if concurrency == 1 else 1
+                cell = Cell(concurrency, requests, sizes.prompt_tokens, sizes.output_tokens, seconds=BASELINE_SECONDS)
+                session.measure("baseline", DIRECT, target, cell, purpose="window")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from vllm_bench.chart import series, svg, ticks
-from vllm_bench.figures import cell_row, paired_row, percentile, ratio_row, spread, token_gap
+from vllm_bench.figures import added_interval, cell_row, paired_row, percentile, ratio_row, spread, token_gap
 from vllm_bench.load import Cell, Run
 from vllm_bench.prompts import chat_body, texts
 from vllm_bench.reconcile import Asked, balance
@@ -63,12 +63,23 @@ def test_added_time_compares_like_with_like() -> None:
     assert (row["pairs"], row["added_p50_ms"], row["failures"]) == (2, 2.0, {"gone": 1})
 
 
+def test_added_time_says_how_sure_it_is() -> None:
+    """Where all pairs say the same nothing is in doubt; where they scatter, the interval holds the difference."""
+    assert added_interval([(0.1, 0.102)] * 50) == (2.0, 2.0)
+    low, high = added_interval([(0.1, 0.1 + n / 1000) for n in range(21)])
+    assert low < 10.0 < high
+    assert added_interval([(0.1, 0.1 + n / 1000) for n in range(21)]) == (low, high)
+
+
 def test_a_ratio_is_of_medians() -> None:
     def rows(*rates: float) -> list[dict[str, object]]:
         return [{"concurrency": 200, "output_tokens_per_s": rate} for rate in rates]
 
     row = ratio_row(rows(100.0, 90.0, 10.0), rows(81.0, 99.0, 20.0))
     assert row["percent_of_direct"] == 90.0
+    row = ratio_row(rows(100.0, 100.0, 100.0), rows(97.0, 99.0, 101.0))
+    assert (row["percent_by_turn"], row["percent_mean"]) == ([97.0, 99.0, 101.0], 99.0)
+    assert row["percent_standard_error"] == 1.15  # 2 / sqrt(3)
 
 
 def test_prompts_share_what_they_should_and_nothing_else() -> None:
@@ -78,6 +89,9 @@ def test_prompts_share_what_they_should_and_nothing_else() -> None:
     assert (len(shared.split()), len(own.split())) == (90, 10)
     assert len({own, other, next(first)[1]}) == 3
     assert next(texts(100, 0, "s", "1"))[0] == ""
+    many = texts(100, 90, "s", "1", prefixes=3)
+    assert {next(many)[0] for _ in range(50)} > {shared}
+    assert len({next(many)[0] for _ in range(50)}) == 3
     assert [message["role"] for message in chat_body("", "x", 4)["messages"]] == ["user"]
 
 

@@ -59,9 +59,18 @@ class Generator:
         return count, len(output), self._tokenizer.decode(output, skip_special_tokens=True)
 
 
+async def _client_gone(request: Any) -> None:
+    """Returns when the client has closed its connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 def make_app(generator: Generator) -> Any:
-    """One thread generates, one request after another: threads of their own would each bring a pool of torch's."""
-    from fastapi import FastAPI  # type: ignore[import-not-found]
+    """One thread generates, one request after another: threads of their own would each bring a pool of torch's.
+
+    A request whose client has gone before its turn is not generated.
+    """
+    from fastapi import FastAPI, Request  # type: ignore[import-not-found]
     from fastapi.responses import StreamingResponse  # type: ignore[import-not-found]
 
     app = FastAPI()
@@ -70,14 +79,22 @@ def make_app(generator: Generator) -> Any:
     async def health() -> dict[str, str]:
         return {}
 
-    async def chat(body: dict[str, Any]) -> Any:
+    async def chat(request: Any) -> Any:
+        body: dict[str, Any] = await request.json()
         work = functools.partial(
             generator.complete,
             body["messages"],
             body.get("max_tokens") or 256,
             ignore_eos=bool(body.get("ignore_eos")),
         )
-        prompt, completion, text = await asyncio.get_running_loop().run_in_executor(one, work)
+        generated = asyncio.get_running_loop().run_in_executor(one, work)
+        gone = asyncio.create_task(_client_gone(request))
+        await asyncio.wait((generated, gone), return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        if not generated.done():
+            generated.cancel()  # takes it out of the queue; what runs already runs to its end
+            return {}
+        prompt, completion, text = generated.result()
         usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": MODEL_NAME, "usage": usage}
         message = {"role": "assistant", "content": text}
@@ -93,7 +110,7 @@ def make_app(generator: Generator) -> Any:
         return StreamingResponse(events(), media_type="text/event-stream")
 
     # Typed by assignment and not by decorators: annotations are strings here, and FastAPI would not find local names.
-    chat.__annotations__["body"] = dict
+    chat.__annotations__["request"] = Request
     chat.__annotations__["return"] = None
     app.add_api_route("/health", health, methods=["GET"], response_model=None)
     app.add_api_route("/v1/chat/completions", chat, methods=["POST"], response_model=None)

@@ -54,7 +54,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def gateway(kind: Gateway, upstream: str, processes: int, say: Callable[[str], None]) -> Iterator[Running]:
+def gateway(
+    kind: Gateway, upstream: str, processes: int, say: Callable[[str], None], config: Path = CONFIG
+) -> Iterator[Running]:
     """Start it in front of ``upstream`` (``http://…/v1``): Kong with so many workers, or so many local gateways.
 
     Raises:
@@ -63,18 +65,18 @@ def gateway(kind: Gateway, upstream: str, processes: int, say: Callable[[str], N
     with ExitStack() as resources:
         resources.enter_context(_environment("KONG_NGINX_WORKER_PROCESSES", str(processes)))
         stack = start_stack(
-            StackOptions(config=CONFIG, gateway=kind, upstream=upstream, port=0, check_engine=False), resources, say
+            StackOptions(config=config, gateway=kind, upstream=upstream, port=0, check_engine=False), resources, say
         )
         urls = [stack.url]
         if kind is Gateway.LOCAL:
-            urls += [_another(stack, number) for number in range(1, processes)]
+            urls += [_another(stack, config, number) for number in range(1, processes)]
         yield Running(stack, tuple(urls))
 
 
-def _another(stack: Stack, number: int) -> str:
+def _another(stack: Stack, config: Path, number: int) -> str:
     """One more local gateway on the same plugin servers: it runs on one core, Kong on as many as it has workers."""
     port = free_port()
-    argv = [sys.executable, "-m", "kong_plugins.local_gateway", "--config", str(CONFIG), "--port", str(port)]
+    argv = [sys.executable, "-m", "kong_plugins.local_gateway", "--config", str(config), "--port", str(port)]
     for plugin in PLUGIN_SERVERS:
         argv += ["--plugin-socket", f"{plugin}={stack.run_dir / f'{plugin}.sock'}"]
     argv += ["--plugins-dir", str(source_root() / "kong" / "plugins")]

@@ -6,7 +6,7 @@ import asyncio
 import multiprocessing
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
 from types import TracebackType
@@ -20,7 +20,10 @@ START_IN_S = 0.3  # every process has its task by then, so that all begin togeth
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One measurement: ``requests`` one after another in each of ``concurrency`` slots, cut off after ``seconds``."""
+    """One measurement: ``requests`` one after another in each of ``concurrency`` slots, cut off after ``seconds``.
+
+    ``prefixes``: how many different shared parts there are.
+    """
 
     concurrency: int
     requests: int
@@ -29,11 +32,12 @@ class Cell:
     shared_percent: int = 0
     seconds: float = 120.0
     seed: str = "0"
+    prefixes: int = 1
 
 
 @dataclass(slots=True)
 class Run:
-    """What a cell gave: replies, seconds from the first begin to the last end, CPU share of the busiest process.
+    """What a cell gave: replies, seconds from the first begin to the last reply, CPU share of the busiest process.
 
     ``cut``: slots that were still at work when the time was over; what they had not finished is not counted.
     """
@@ -74,19 +78,34 @@ class Clients:
 
     def run(self, cell: Cell, targets: Sequence[Target]) -> Run:
         """Slots are spread over processes and, within each, over targets in turn."""
+        return self.start(cell, targets).result()
+
+    def start(self, cell: Cell, targets: Sequence[Target]) -> Started:
+        """Begin without waiting for the end. One cell at a time."""
         count = min(self._processes, cell.concurrency)
         start_at = time.monotonic() + START_IN_S
         tasks = [
             _Task(cell, tuple(targets), tuple(range(index, cell.concurrency, count)), start_at)
             for index in range(count)
         ]
-        parts = list(self._pool.map(_work, tasks))
-        ended = max(part.ended for part in parts)
+        return Started(start_at, [self._pool.submit(_work, task) for task in tasks])
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A cell under way."""
+
+    start_at: float
+    parts: list[Future[_Part]]
+
+    def result(self) -> Run:
+        """Waits for its end."""
+        parts = [part.result() for part in self.parts]
         return Run(
             replies=[reply for part in parts for reply in part.replies],
-            seconds=ended - start_at,
+            seconds=max(part.ended for part in parts) - self.start_at,
             busy=max(part.busy for part in parts),
-            processes=count,
+            processes=len(parts),
             cut=sum(part.cut for part in parts),
         )
 
@@ -106,49 +125,57 @@ class _Part:
 def _work(task: _Task) -> _Part:
     time.sleep(max(0.0, task.start_at - time.monotonic()))
     cpu = time.process_time()
-    replies, cut = asyncio.run(_slots(task))
-    ended = time.monotonic()
-    return _Part(replies, cut, ended, (time.process_time() - cpu) / max(ended - task.start_at, 1e-9))
-
-
-async def _slots(task: _Task) -> tuple[list[Reply], int]:
-    """Replies, and how many slots had to be cut."""
     replies: list[Reply] = []
-    slots = [asyncio.create_task(_slot(task, slot, replies)) for slot in task.slots]
+    ends: list[float] = []
+    cut = asyncio.run(_slots(task, replies, ends))
+    now = time.monotonic()
+    busy = (time.process_time() - cpu) / max(now - task.start_at, 1e-9)
+    return _Part(replies, cut, max(ends, default=now), busy)
+
+
+async def _slots(task: _Task, replies: list[Reply], ends: list[float]) -> int:
+    """Collects replies and the time of each one's end. How many slots had to be cut."""
+    slots = [asyncio.create_task(_slot(task, slot, replies, ends)) for slot in task.slots]
     done, pending = await asyncio.wait(slots, timeout=max(0.0, task.start_at + task.cell.seconds - time.monotonic()))
     for slot in pending:
         slot.cancel()
     await asyncio.gather(*pending, return_exceptions=True)
     for slot in done:
         slot.result()
-    return replies, len(pending)
+    return len(pending)
 
 
-async def _slot(task: _Task, slot: int, replies: list[Reply]) -> None:
+async def _slot(task: _Task, slot: int, replies: list[Reply], ends: list[float]) -> None:
     cell = task.cell
     connection = Connection(task.targets[slot % len(task.targets)])
-    source = texts(cell.prompt_tokens, cell.shared_percent, cell.seed, str(slot))
+    source = texts(cell.prompt_tokens, cell.shared_percent, cell.seed, str(slot), cell.prefixes)
     try:
         for _ in range(cell.requests):
             shared, own = next(source)
             replies.append(await connection.ask("chat/completions", chat_body(shared, own, cell.output_tokens)))
+            ends.append(time.monotonic())
     finally:
         connection.close()
 
 
-async def paired(targets: Sequence[Target], cell: Cell) -> list[list[Reply]]:
+async def paired(targets: Sequence[Target], cell: Cell, pause_s: float = 0.0) -> list[list[Reply]]:
     """``cell.requests`` single requests to each target, in turns, so that drift of the engine falls on all alike.
 
-    Returns the replies by target, in order: the n-th of each belong together.
+    Ends early after ``cell.seconds``. With ``pause_s``, each waits so long after the one before: what a gateway does
+    after an answer is over by then. Returns the replies by target, in order: the n-th of each belong together.
     """
+    ends_at = time.monotonic() + cell.seconds
     connections = [Connection(target) for target in targets]
     sources = [texts(cell.prompt_tokens, cell.shared_percent, cell.seed, str(n)) for n in range(len(targets))]
     replies: list[list[Reply]] = [[] for _ in targets]
     for turn in range(cell.requests):
+        if time.monotonic() > ends_at:
+            break
         order = range(len(targets)) if turn % 2 == 0 else range(len(targets) - 1, -1, -1)
         for number in order:
             shared, own = next(sources[number])
             body = chat_body(shared, own, cell.output_tokens)
+            await asyncio.sleep(pause_s)
             async with asyncio.timeout(cell.seconds):
                 replies[number].append(await connections[number].ask("chat/completions", body))
     for connection in connections:

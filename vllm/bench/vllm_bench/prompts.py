@@ -12,13 +12,16 @@ WORDS = tuple(TEXT.split(" "))
 MODEL = "deepseek-r1"
 
 
-def texts(tokens: int, shared_percent: int, seed: str, own: str) -> Iterator[tuple[str, str]]:
-    """Endless (shared, own) texts of about ``tokens`` tokens together; all with the same seed have the same first."""
+def texts(tokens: int, shared_percent: int, seed: str, own: str, prefixes: int = 1) -> Iterator[tuple[str, str]]:
+    """Endless (shared, own) texts of about ``tokens`` tokens together.
+
+    Texts of one seed have one of ``prefixes`` first ones, drawn anew each time.
+    """
     shared = tokens * shared_percent // 100
-    prefix = " ".join(random.Random(seed).choices(WORDS, k=shared))  # noqa: S311 no secret
+    firsts = [" ".join(random.Random(f"{seed}#{n}").choices(WORDS, k=shared)) for n in range(prefixes)]  # noqa: S311
     dice = random.Random(f"{seed}/{own}")  # noqa: S311 no secret
     while True:
-        yield prefix, " ".join(dice.choices(WORDS, k=tokens - shared))
+        yield dice.choice(firsts), " ".join(dice.choices(WORDS, k=tokens - shared))
 
 
 def chat_body(shared: str, own: str, output_tokens: int, *, stream: bool = True) -> dict[str, Any]:

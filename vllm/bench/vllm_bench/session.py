@@ -13,11 +13,13 @@ from typing import Any
 
 from vllm_bench.figures import Row, cell_row, paired_row, ratio_row
 from vllm_bench.gateway import Running
+from vllm_bench.hops import Ports, hops_row, recorded
 from vllm_bench.load import Cell, Clients, paired
 from vllm_bench.reconcile import check_books
 from vllm_bench.wire import Target
 
 DIRECT = "direct"
+PAUSE_S = 0.05  # by then a gateway has settled what it answered last
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,9 @@ class Sizes:
     requests: int = 3
     repeats: int = 3
     pairs: int = 40
+    loaded_streams: int = 32  # beside the pairs, in a second round of them
+    loaded_seconds: float = 40.0
+    hops: int = 100
     long_prompts: tuple[tuple[int, int], ...] = ((4000, 1), (2048, 64))  # (tokens, streams)
     books: int = 2000
     books_concurrency: int = 32
@@ -117,11 +122,46 @@ class Session:
 
     def added(self, engine: str, direct: Target, ways: dict[str, Target]) -> None:
         """What each way adds to the first token of a request that is alone, all ways in turns."""
-        cell = Cell(1, self.sizes.pairs, self.sizes.prompt_tokens, 8, 0, seed=f"pairs/{self.started:.0f}/{engine}")
+        self._added(self._pairs(engine), engine, direct, ways, beside=0)
+
+    def added_beside(self, engine: str, direct: Target, way: str, targets: Sequence[Target]) -> None:
+        """The same while other streams run through the gateway, for so many seconds."""
+        streams, seconds = self.sizes.loaded_streams, self.sizes.loaded_seconds
+        load = Cell(
+            streams, 1_000_000, self.sizes.prompt_tokens, self.sizes.output_tokens, 0, seconds, f"{time.time()}"
+        )
+        running = self.clients.start(load, targets)
+        time.sleep(seconds / 10)  # all streams are on their way
+        cell = replace(self._pairs(engine), requests=1_000_000, seconds=0.8 * seconds, seed=f"beside/{time.time()}")
+        self._added(cell, engine, direct, {way: targets[0]}, beside=streams)
+        failed = [reply.error for reply in running.result().replies if not reply.good]
+        if failed:
+            raise RuntimeError(f"{len(failed)} of the streams beside failed: {failed[0]}")
+
+    def _pairs(self, engine: str) -> Cell:
+        return Cell(1, self.sizes.pairs, self.sizes.prompt_tokens, 4, 0, seed=f"pairs/{self.started:.0f}/{engine}")
+
+    def _added(self, cell: Cell, engine: str, direct: Target, ways: dict[str, Target], *, beside: int) -> None:
         replies = asyncio.run(paired([direct, *ways.values()], cell))
         for way, through in zip(ways, replies[1:], strict=True):
-            row = self.add({"kind": "added", "engine": engine, "way": way, **paired_row(cell, replies[0], through)})
-            self.say(f"{engine}: {way} adds {row['added_p50_ms']} ms to the first token (p50 of {row['pairs']} pairs)")
+            figures = paired_row(cell, replies[0], through)
+            row = self.add({"kind": "added", "engine": engine, "way": way, "streams_beside": beside, **figures})
+            self.say(
+                f"{engine}: {way} adds {row['added_p50_ms']} ms to the first token (p50 of {row['pairs']} pairs, "
+                f"{beside} streams beside)"
+            )
+
+    def hops(self, engine: str, direct: Target, way: str, running: Running) -> None:
+        """Where the first token's time goes, direct and through, from the packets' timestamps; with a pause between."""
+        through = running.targets()[0]
+        ports = Ports(engine=direct.address[1], gateway=through.address[1])
+        cell = replace(self._pairs(engine), requests=self.sizes.hops, seed=f"hops/{time.time()}")
+        with recorded((ports.engine, ports.gateway)) as packets:
+            replies = asyncio.run(paired([direct, through], cell, PAUSE_S))
+        row = self.add({"kind": "hops", "engine": engine, "way": way, **hops_row(packets, replies, ports)})
+        for side in ("direct", "through"):
+            told = ", ".join(f"{name} {leg['p50']}" for name, leg in row[f"{side}_ms"].items())
+            self.say(f"{engine}: {way} {side}, ms p50 of {row[f'{side}_seen']}: {told}")
 
     def long_prompts(self, engine: str, ways: dict[str, Sequence[Target]]) -> None:
         """First token of long prompts, cold and with 90 % in the cache."""

@@ -72,14 +72,24 @@ def summary(rows: Sequence[Row]) -> str:
                 parts.append(
                     f"{row['engine']}, {row['way']}: {row['percent_of_direct']} % of direct throughput at "
                     f"{row['concurrency']} streams (tokens/s direct {row['direct_tokens_per_s']}, "
-                    f"through {row['through_tokens_per_s']}, measured in turns)"
+                    f"through {row['through_tokens_per_s']}, measured in turns; "
+                    f"by turn {row['percent_by_turn']}, mean {row['percent_mean']} ± {row['percent_standard_error']})"
                 )
             case "added":
                 parts.append(
-                    f"{row['engine']}, {row['way']}: first token p50 +{row['added_p50_ms']} ms "
-                    f"(median of differences {row['median_of_differences_ms']} ms, {row['pairs']} pairs in turns; "
+                    f"{row['engine']}, {row['way']}, {row['streams_beside']} streams beside: "
+                    f"first token p50 +{row['added_p50_ms']} ms (95 %: {row['added_p50_95_percent_ms']}; "
+                    f"median of differences {row['median_of_differences_ms']} ms, {row['pairs']} pairs in turns; "
                     f"direct {_ms(row['direct_first_token_ms'])}, through {_ms(row['through_first_token_ms'])})"
                 )
+            case "hops":
+                for way in ("direct", "through"):
+                    legs = ", ".join(f"{name} {spread['p50']}" for name, spread in row[f"{way}_ms"].items())
+                    opened = row[f"{way}_opened_to_engine"]
+                    parts.append(
+                        f"{row['engine']}, {row['way']}, {way}: ms to each point, p50 of {row[f'{way}_seen']}: "
+                        f"{legs}; {opened} connections opened to the engine"
+                    )
             case "books":
                 verdict = "balance" if not row["unexplained"] else "DO NOT BALANCE: " + "; ".join(row["unexplained"])
                 parts.append(

@@ -49,6 +49,7 @@ class Reply:
     left: bool = False  # we went away before its end
     request_id: str = ""
     error: str = ""
+    sent_ns: int = 0  # since the epoch
 
     @property
     def good(self) -> bool:
@@ -107,6 +108,7 @@ class Connection:
         """
         stream = _Stream()
         reply = stream.reply
+        reply.sent_ns = time.time_ns()
         started = time.perf_counter()
         try:
             await self._send(endpoint, json.dumps(body).encode())
