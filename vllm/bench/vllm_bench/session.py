@@ -139,7 +139,7 @@ class Session:
             raise RuntimeError(f"{len(failed)} of the streams beside failed: {failed[0]}")
 
     def _pairs(self, engine: str) -> Cell:
-        return Cell(1, self.sizes.pairs, self.sizes.prompt_tokens, 4, 0, seed=f"pairs/{self.started:.0f}/{engine}")
+        return Cell(1, self.sizes.pairs, self.sizes.prompt_tokens, 8, 0, seed=f"pairs/{self.started:.0f}/{engine}")
 
     def _added(self, cell: Cell, engine: str, direct: Target, ways: dict[str, Target], *, beside: int) -> None:
         replies = asyncio.run(paired([direct, *ways.values()], cell))
