@@ -237,16 +237,21 @@ def measure_all(session: Session, options: argparse.Namespace) -> None:
             measure_replicas(session, name, urls.split(","), options.gateway_processes, options.prefixes)
 
 
+@contextmanager
+def ready_server(session: Session, options: argparse.Namespace, name: str, *extra: str) -> Iterator[str]:
+    port = free_port()
+    argv = [sys.executable, "-m", "vllm_bench.instant", "--port", str(port), *extra]
+    env = {"PYTHONPATH": f"{BENCH}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    log = options.out / "logs" / f"{name}.log"
+    with server(f"{name} server", argv, tcp_port_answers(port), log, session.say, env=env):
+        yield f"http://127.0.0.1:{port}/v1"
+
+
 def measure_ceiling(session: Session, options: argparse.Namespace) -> None:
     """Client and gateways in front of a server that has its answers ready."""
     sizes = session.sizes
     servers = max(1, min(8, (os.cpu_count() or 1) // 2))
-    port = free_port()
-    argv = [sys.executable, "-m", "vllm_bench.instant", "--port", str(port), "--processes", str(servers)]
-    env = {"PYTHONPATH": f"{BENCH}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    url = f"http://127.0.0.1:{port}/v1"
-    log = options.out / "logs" / "instant.log"
-    with server("instant server", argv, tcp_port_answers(port), log, session.say, env=env):
+    with ready_server(session, options, "instant", "--processes", str(servers)) as url:
         tokens = CEILING_TOKENS if not options.quick else sizes.output_tokens
         cell = Cell(max(sizes.concurrency), sizes.requests, sizes.prompt_tokens, tokens, 0)
         session.warm_up([Target(url)], cell.concurrency)
@@ -260,6 +265,15 @@ def measure_ceiling(session: Session, options: argparse.Namespace) -> None:
                 session.added("instant", Target(url), {kind.value: running.targets()[0]})
                 if "hops" in options.steps:
                     session.hops("instant", Target(url), kind.value, running)
+    if "hops" in options.steps:
+        # The same way, in an engine's time: what being idle in between costs.
+        with ready_server(session, options, "paced", "--first-ms", "30", "--gap-ms", "6") as url:
+            for kind in options.gateway:
+                with (
+                    session.step(f"paced {kind.value}"),
+                    gateway(kind, url, options.gateway_processes, quiet) as running,
+                ):
+                    session.hops("paced", Target(url), kind.value, running)
 
 
 def measure_engine(session: Session, options: argparse.Namespace, name: str, url: str) -> None:

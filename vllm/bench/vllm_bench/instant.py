@@ -2,7 +2,8 @@
 
     python -m vllm_bench.instant --port 9100 --processes 4
 
-Streams ``max_tokens`` events shaped as vLLM's with usage on each, one write for each, as fast as they are taken.
+Streams ``max_tokens`` events shaped as vLLM's with usage on each, one write for each, as fast as they are taken; or in an
+engine's time (``--first-ms 30 --gap-ms 6``), to see what a gateway adds when it, too, is idle between two tokens.
 """
 
 from __future__ import annotations
@@ -74,9 +75,10 @@ def whole_answer(tokens: int) -> bytes:
 
 
 class Instant(asyncio.Protocol):
-    """One client connection; requests one after another."""
+    """One client connection; requests one after another. ``first_s`` until the first event, ``gap_s`` between events."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_s: float = 0.0, gap_s: float = 0.0) -> None:
+        self._first_s, self._gap_s = first_s, gap_s
         self._transport: asyncio.Transport | None = None
         self._received = b""
         self._task: asyncio.Task[None] | None = None
@@ -118,40 +120,45 @@ class Instant(asyncio.Protocol):
         if not STREAM.search(body):
             self._transport.write(whole_answer(tokens))
             return
+        await asyncio.sleep(self._first_s)
         self._transport.write(HEAD)
         for number in range(1, tokens + 1):
             await self._may_write.wait()
             self._transport.write(event_chunk(number, number == tokens))
-            await asyncio.sleep(0)  # the other streams' turn: an engine steps all of them
+            await asyncio.sleep(self._gap_s)  # 0: the other streams' turn, as an engine steps all of them
         self._transport.write(DONE)
 
 
-async def _serve(port: int) -> None:
+async def _serve(port: int, first_s: float, gap_s: float) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    server = await loop.create_server(Instant, "127.0.0.1", port, reuse_port=True, backlog=1024)
+    protocol = functools.partial(Instant, first_s, gap_s)
+    server = await loop.create_server(protocol, "127.0.0.1", port, reuse_port=True, backlog=1024)
     await stop.wait()
     server.close()
 
 
-def _run(port: int) -> None:
-    asyncio.run(_serve(port))
+def _run(port: int, first_s: float, gap_s: float) -> None:
+    asyncio.run(_serve(port, first_s, gap_s))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=9100)
     parser.add_argument("--processes", type=int, default=1, help="they share the port")
+    parser.add_argument("--first-ms", type=float, default=0.0, help="until the first event")
+    parser.add_argument("--gap-ms", type=float, default=0.0, help="between events")
     options = parser.parse_args()
+    times = options.port, options.first_ms / 1000, options.gap_ms / 1000
     others: list[BaseProcess] = [
-        multiprocessing.get_context("spawn").Process(target=_run, args=(options.port,), daemon=True)
+        multiprocessing.get_context("spawn").Process(target=_run, args=times, daemon=True)
         for _ in range(options.processes - 1)
     ]
     for process in others:
         process.start()
-    _run(options.port)
+    _run(*times)
     for process in others:
         process.terminate()
         process.join()
