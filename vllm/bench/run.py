@@ -273,6 +273,8 @@ def measure_ceiling(session: Session, options: argparse.Namespace) -> None:
                     session.step(f"paced {kind.value}"),
                     gateway(kind, url, options.gateway_processes, quiet) as running,
                 ):
+                    session.warm_up([Target(url)], 1)
+                    session.warm_up(running.targets(), 1)
                     session.hops("paced", Target(url), kind.value, running)
 
 

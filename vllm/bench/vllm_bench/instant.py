@@ -2,8 +2,8 @@
 
     python -m vllm_bench.instant --port 9100 --processes 4
 
-Streams ``max_tokens`` events shaped as vLLM's with usage on each, one write for each, as fast as they are taken; or in an
-engine's time (``--first-ms 30 --gap-ms 6``), to see what a gateway adds when it, too, is idle between two tokens.
+Streams ``max_tokens`` events shaped as vLLM's with usage on each, one write for each, as fast as they are taken; or in
+an engine's time (``--first-ms 30 --gap-ms 6``), to see what a gateway adds that is idle between two tokens.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def whole_answer(tokens: int) -> bytes:
 
 
 class Instant(asyncio.Protocol):
-    """One client connection; requests one after another. ``first_s`` until the first event, ``gap_s`` between events."""
+    """One client connection; requests one after another. ``first_s`` until the first event, ``gap_s`` between them."""
 
     def __init__(self, first_s: float = 0.0, gap_s: float = 0.0) -> None:
         self._first_s, self._gap_s = first_s, gap_s
