@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kong_plugins.domain.holds import HoldOutcome, HoldRequest, Line, LineState, Settlement, SettleOutcome
+from kong_plugins.domain.leases import LeaseOutcome, LeaseRequest, Registration
 
 
 class LedgerUnavailable(Exception):  # noqa: N818 - a state, not a fault
@@ -64,6 +65,14 @@ class Ledger(Protocol):
     def tighten(self, tenant: str, hold_id: str, amounts: Sequence[tuple[str, int]]) -> bool:
         """Lower an open hold's amounts by line key (never raise). False when the hold is not open. Where nothing is
         held any more, nobody may ever settle it: it no longer stands in the way of a retry and gives its slots back."""
+
+    def lease(self, request: LeaseRequest) -> LeaseOutcome:
+        """Make a node's lease of a tenant's budgets what it asks for, as far as there is room."""
+
+    def register(self, registration: Registration) -> bool:
+        """Hold what was admitted without the ledger, whatever there is room for: out of the node's lease, and on top of
+        it what that has not got. Once: where the hold is, or has been, nothing changes. False: so late that its end may
+        have been forgotten; nothing changes either."""
 
     def peek(self, tenant: str, lines: Sequence[Line]) -> tuple[LineState, ...]:
         """The lines' counters now, changing nothing but what has expired."""

@@ -12,6 +12,7 @@ from kong_plugins.domain.attempts import Attempt
 from kong_plugins.domain.budgets import COMPLETION, TOTAL, Mode, Weights
 from kong_plugins.domain.concurrency import Slots
 from kong_plugins.domain.holds import HoldRequest, Line, Settlement
+from kong_plugins.domain.leases import LeaseRequest, Registration
 from kong_plugins.domain.partitions import partition_of
 from kong_plugins.domain.usage import Evidence, Usage
 from kong_plugins.domain.windows import FixedWindow, RollingWindow, TokenBucket, Unit
@@ -52,6 +53,7 @@ attempts = st.builds(
 )
 
 
+nodes = st.sampled_from(["node-1", "node-2"])
 slots = st.lists(
     st.builds(Slots, st.sampled_from(["all", "model"]), st.sampled_from([1, 3, 8]), ttls),
     max_size=2,
@@ -78,6 +80,43 @@ class Histories(SideBySide):
         self.expected_events.append(hold_id)
         self.held.append((tenant, hold_id))
         return tenant, hold_id, tuple(lines), tuple(slots)
+
+    @rule(tenant=tenants, node=nodes, lines=lines, percent=st.sampled_from([0, 7, 10, 50]), ttl_us=ttls)
+    def lease(self, tenant: str, node: str, lines: list[Line], percent: int, ttl_us: int) -> None:
+        self.same("lease", LeaseRequest(tenant, node, tuple(lines), percent, ttl_us))
+        self.leased.add((tenant, node))
+
+    def begin(self) -> None:
+        self.leased: set[tuple[str, str]] = set()
+
+    def teardown(self) -> None:
+        for tenant, node in sorted(self.leased):
+            self.same("lease", LeaseRequest(tenant, node, (), 0, 1))
+        super().teardown()
+
+    @rule(
+        target=ids,
+        tenant=tenants,
+        node=nodes | st.just(""),
+        lines=lines,
+        ttl_us=ttls,
+        attempt=st.none() | attempts,
+        late_us=st.sampled_from([0, 0, 0, 1_500_000, 40_000_000]),
+    )
+    def register(self, tenant: str, node: str, lines: list[Line], ttl_us: int, attempt: Attempt | None, late_us: int):
+        hold_id = f"l{self.steps}"
+        request = HoldRequest(tenant, hold_id, tuple(lines), ttl_us, attempt=attempt)
+        if not self.same("register", Registration(request, self.real.now_us - late_us, node)):
+            return multiple()
+        self.expected_events.append(hold_id)
+        self.held.append((tenant, hold_id))
+        return tenant, hold_id, tuple(lines), ()
+
+    @rule(known=ids)
+    def register_again(self, known: Known) -> None:
+        tenant, hold_id, lines, _ = known
+        request = HoldRequest(tenant, hold_id, lines, 1_000)
+        assert self.same("register", Registration(request, self.real.now_us, "node-1"))
 
     @rule(known=ids)
     def hold_again(self, known: Known) -> None:

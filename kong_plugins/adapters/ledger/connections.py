@@ -23,7 +23,9 @@ class Script:
 def load_script(name: str) -> Script:
     """``lua/NAME.lua`` with what every script needs in front."""
     folder = files("kong_plugins.adapters.ledger") / "lua"
-    source = b"\n".join((folder / f"{part}.lua").read_bytes() for part in ("common", "attempts", "holds", name))
+    source = b"\n".join(
+        (folder / f"{part}.lua").read_bytes() for part in ("common", "attempts", "holds", "leases", name)
+    )
     return Script(name, source, hashlib.sha1(source, usedforsecurity=False).hexdigest())
 
 

@@ -68,6 +68,13 @@ def counter_path(tenant: str, line_key: str, window: WindowSpec) -> str:
     return f"{encode(tenant)}/{encode(line_key)}/{describe(window).replace(' ', ':')}"
 
 
+def register_within_us(terminal_us: int) -> int:
+    """How long after its admission a request that was admitted without the ledger can still be held. Its end would be
+    remembered for twice as long, so that one that had been held, and has ended, is never held and charged again; the
+    other half is for clocks that differ."""
+    return terminal_us // 2
+
+
 def slots_path(tenant: str, key: str) -> str:
     """Name of a tenant's slots in its partition."""
     return f"{encode(tenant)}/{encode(key)}"

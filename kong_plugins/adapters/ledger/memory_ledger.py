@@ -9,12 +9,14 @@ from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 
 from kong_plugins.adapters.ledger import layout
-from kong_plugins.adapters.ledger.memory_attempts import Attempts, Charged, Posted, Try
+from kong_plugins.adapters.ledger.memory_attempts import Attempts, Charged, Logical, Posted, Try
+from kong_plugins.adapters.ledger.memory_counters import Counters, apart, state_of
+from kong_plugins.adapters.ledger.memory_leases import Leases
 from kong_plugins.adapters.ledger.memory_slots import TakenSlots
 from kong_plugins.application.ports import Balance, Grant, OutboxEntry
 from kong_plugins.domain.budgets import Mode
 from kong_plugins.domain.concurrency import slot_states
-from kong_plugins.domain.counters import BucketCounter, Counter, FixedCounter, RollingCounter
+from kong_plugins.domain.counters import BucketCounter, FixedCounter
 from kong_plugins.domain.events import reversal_id
 from kong_plugins.domain.holds import (
     HoldOutcome,
@@ -26,25 +28,8 @@ from kong_plugins.domain.holds import (
     SettleOutcome,
     SettleStatus,
 )
+from kong_plugins.domain.leases import LeasedLine, LeaseOutcome, LeaseRequest, Registration
 from kong_plugins.domain.partitions import PARTITIONS, partition_of
-from kong_plugins.domain.windows import SLICES, FixedWindow, RollingWindow, describe, window_at
-
-
-@dataclass(slots=True)
-class _Kept:
-    """A counter as the store keeps it, with what an operator is shown."""
-
-    counter: Counter
-    tenant: str
-    line_key: str
-    window: str
-    limit: int
-    mode: Mode
-    expires_us: int = 0
-
-    @property
-    def live_until_us(self) -> int:
-        return self.counter.span.end_us if isinstance(self.counter, FixedCounter) else self.expires_us
 
 
 @dataclass(slots=True)
@@ -64,14 +49,6 @@ class _Hold:
     slots: tuple[str, ...] = ()  # taken, while it is open
 
 
-def _apart(kept: _Kept) -> _Kept:
-    """A bucket is looked at apart from what is kept: refilled at the asker's limit, it stays so only if it is posted
-    to. In the other counters time does the same whoever asks."""
-    if isinstance(kept.counter, BucketCounter):
-        return replace(kept, counter=replace(kept.counter))
-    return kept
-
-
 class MemoryLedger:
     """A ``Ledger`` of one process. ``clock`` gives microseconds since the epoch."""
 
@@ -87,7 +64,7 @@ class MemoryLedger:
         self._grace_us = grace_us
         self._terminal_us = terminal_us
         self._lock = threading.RLock()
-        self._counters: dict[str, _Kept] = {}
+        self._counters = Counters()
         self._holds: dict[str, _Hold] = {}
         self._due: defaultdict[int, list[tuple[int, str]]] = defaultdict(list)  # holds by when they lapse
         self._ending: defaultdict[int, list[tuple[int, str]]] = defaultdict(list)  # lapsed holds by when grace is over
@@ -97,6 +74,7 @@ class MemoryLedger:
         self._grant_ids: dict[str, int] = {}
         self._attempts = Attempts(answers_bytes)
         self._slots = TakenSlots()
+        self._leases = Leases()
 
     def hold(self, request: HoldRequest) -> HoldOutcome:
         with self._lock:
@@ -120,9 +98,9 @@ class MemoryLedger:
             taken = [self._slots.count(path, now_us) for path in slots]
             if any(count >= each.limit for count, each in zip(taken, request.slots, strict=True)):
                 return HoldOutcome(False, (), now_us, slots=slot_states(request.slots, taken, False))
-            found = [self._counter(request.tenant, line, now_us) for line in request.lines]
+            found = [self._counters.at(request.tenant, line, now_us) for line in request.lines]
             states = tuple(
-                self._state(line, kept.counter, now_us) for line, (_, kept) in zip(request.lines, found, strict=True)
+                state_of(line, kept.counter, now_us) for line, (_, kept) in zip(request.lines, found, strict=True)
             )
             refuses = any(s.short and ln.mode is Mode.HARD for s, ln in zip(states, request.lines, strict=True))
             if refuses or known is not None:
@@ -131,35 +109,103 @@ class MemoryLedger:
             for line, state, (path, kept) in zip(request.lines, states, found, strict=True):
                 kept.counter.held += line.amount
                 kept.limit, kept.mode = line.limit, line.mode
-                self._keep(path, kept, layout.kept_us(request, self._grace_us), now_us)
+                self._counters.keep(path, kept, layout.kept_us(request, self._grace_us), now_us)
                 held = replace(state, held=kept.counter.held)
                 after.append(
                     held if held.short else replace(held, reset_us=kept.counter.reset_us(now_us, line.limit, 0))
                 )
             outcome = HoldOutcome(True, tuple(after), now_us, slots=slot_states(request.slots, taken, True))
-            lapses_us = now_us + request.ttl_us
-            tried = None
-            if request.attempt is not None:
-                over_us = lapses_us + self._grace_us
-                tried = self._attempts.begin(
-                    request.tenant, request.attempt, logical, request.hold_id, over_us=over_us, now_us=now_us
-                )
-            self._holds[name] = _Hold(
-                name,
-                partition_of(request.tenant),
-                HoldState.OPEN,
-                outcome,
-                lapses_us,
-                lapses_us + self._grace_us,
-                lines=[(path, line, line.amount) for line, (path, _) in zip(request.lines, found, strict=True)],
-                event=request.expiry_event,
-                tried=tried,
-                slots=slots,
-            )
+            self._open(request, outcome, [path for path, _ in found], logical, now_us)
             for path, each in zip(slots, request.slots, strict=True):
                 self._slots.take(path, request.hold_id, now_us + each.ttl_us)
-            heappush(self._due[partition_of(request.tenant)], (lapses_us, name))
             return outcome
+
+    def _open(
+        self, request: HoldRequest, outcome: HoldOutcome, paths: Sequence[str], logical: Logical | None, now_us: int
+    ) -> None:
+        """A new hold, whose amounts are on its lines' counters already."""
+        name, partition = layout.member(request.tenant, request.hold_id), partition_of(request.tenant)
+        lapses_us = now_us + request.ttl_us
+        tried = None
+        if request.attempt is not None:
+            over_us = lapses_us + self._grace_us
+            tried = self._attempts.begin(
+                request.tenant, request.attempt, logical, request.hold_id, over_us=over_us, now_us=now_us
+            )
+        self._holds[name] = _Hold(
+            name,
+            partition,
+            HoldState.OPEN,
+            outcome,
+            lapses_us,
+            lapses_us + self._grace_us,
+            lines=[(path, line, line.amount) for path, line in zip(paths, request.lines, strict=True)],
+            event=request.expiry_event,
+            tried=tried,
+            slots=tuple(layout.slots_path(request.tenant, each.key) for each in request.slots),
+        )
+        heappush(self._due[partition], (lapses_us, name))
+
+    def lease(self, request: LeaseRequest) -> LeaseOutcome:
+        with self._lock:
+            now_us, partition = self._clock(), partition_of(request.tenant)
+            self._sweep(partition, now_us)
+            self._end_leases(partition, now_us)
+            member = layout.member(request.tenant, request.lease_id)
+            lease = self._leases.find(member, partition)
+            had, lease.amounts, lease.ends_us = lease.amounts, {}, now_us + request.ttl_us
+            leased = []
+            for line in request.lines:
+                path, kept = self._counters.at(request.tenant, line, now_us)
+                counter, mine, hard = kept.counter, had.pop(path, 0), line.mode is Mode.HARD
+                free = max(0, line.limit - counter.committed - counter.held)
+                wanted = (free + mine) * request.percent // 100 if hard else 0
+                amount = max(line.amount, wanted) if hard else 0
+                if amount > mine:
+                    amount = min(amount, mine + free)
+                if amount != mine:
+                    counter.held += amount - mine
+                    kept.limit, kept.mode = line.limit, line.mode
+                    self._counters.keep(path, kept, request.ttl_us, now_us)
+                if amount:
+                    lease.amounts[path] = amount
+                reset_us = counter.reset_us(now_us, line.limit, 0)
+                state = LineState(line.key, line.limit, counter.committed, counter.held, reset_us)
+                until_us = counter.span.end_us if isinstance(counter, FixedCounter) else None
+                leased.append(LeasedLine(amount, wanted, until_us, state))
+            self._counters.give_back(had, now_us)
+            self._leases.keep(member, lease)
+            return LeaseOutcome(tuple(leased), now_us)
+
+    def register(self, registration: Registration) -> bool:
+        with self._lock:
+            now_us, request = self._clock(), registration.request
+            partition = partition_of(request.tenant)
+            if self._find(layout.member(request.tenant, request.hold_id), now_us) is not None:
+                return True
+            if now_us - registration.at_us > layout.register_within_us(self._terminal_us):
+                return False
+            self._end_leases(partition, now_us)
+            lender = layout.member(request.tenant, registration.lease_id)
+            lease = self._leases.find(lender, partition)
+            paths, states = [], []
+            for line in request.lines:
+                path, kept = self._counters.at(request.tenant, line, now_us, registration.at_us)
+                counter = kept.counter
+                counter.held += line.amount - lease.move(path, line.amount)
+                kept.limit, kept.mode = line.limit, line.mode
+                self._counters.keep(path, kept, layout.kept_us(request, self._grace_us), now_us)
+                reset_us = counter.reset_us(now_us, line.limit, 0)
+                over = counter.committed + counter.held > line.limit
+                states.append(LineState(line.key, line.limit, counter.committed, counter.held, reset_us, short=over))
+                paths.append(path)
+            self._leases.keep(lender, lease)
+            self._open(replace(request, slots=()), HoldOutcome(True, tuple(states), now_us), paths, None, now_us)
+            return True
+
+    def _end_leases(self, partition: int, now_us: int) -> None:
+        for lease in self._leases.over(partition, now_us):
+            self._counters.give_back(lease.amounts, now_us)
 
     def settle(self, settlement: Settlement) -> SettleOutcome:
         with self._lock:
@@ -192,7 +238,7 @@ class MemoryLedger:
                 counts = not cheaper and kept.counter.post(amount, used_us, now_us)
                 at_us = now_us if isinstance(kept.counter, BucketCounter) else used_us
                 mine.lines.append(Posted(path if counts else None, line.key, amount, at_us, kept.limit))
-                self._keep(path, kept, 0, now_us)
+                self._counters.keep(path, kept, 0, now_us)
             if cheaper:
                 hold.reversed_id = settlement.hold_id
             elif replaced and charged is not None:
@@ -209,12 +255,12 @@ class MemoryLedger:
     def _reverse(self, partition: int, charged: Charged, now_us: int) -> None:
         """Take a charged attempt back: from the counters that still count it, and by an event."""
         for line in charged.lines:
-            kept = self._counters.get(line.path or "")
-            if line.path is None or kept is None or now_us >= kept.expires_us:
+            kept = self._counters.live(line.path, now_us)
+            if line.path is None or kept is None:
                 continue
             kept.counter.advance(now_us, kept.limit)
             kept.counter.take_back(line.amount, line.at_us, now_us, max(kept.limit, line.limit))
-            self._keep(line.path, kept, 0, now_us)
+            self._counters.keep(line.path, kept, 0, now_us)
         posted = tuple((line.line_key, -line.amount) for line in charged.lines)
         self._append(partition, reversal_id(charged.hold_id), charged.reversal, posted)
 
@@ -242,7 +288,7 @@ class MemoryLedger:
         with self._lock:
             now_us = self._clock()
             self._sweep(partition_of(tenant), now_us)
-            return tuple(self._state(line, self._counter(tenant, line, now_us)[1].counter, now_us) for line in lines)
+            return tuple(state_of(line, self._counters.at(tenant, line, now_us)[1].counter, now_us) for line in lines)
 
     def grant(self, tenant: str, line: Line, amount: int, reason: str, grant_id: str) -> LineState:
         return self._grant(tenant, line, amount, reason, grant_id)
@@ -254,7 +300,7 @@ class MemoryLedger:
         with self._lock:
             now_us = self._clock()
             self._sweep(partition_of(tenant), now_us)
-            path, kept = self._counter(tenant, line, now_us)
+            path, kept = self._counters.at(tenant, line, now_us)
             counter = kept.counter
             name = layout.member(tenant, grant_id)
             if now_us >= self._grant_ids.get(name, 0):
@@ -265,9 +311,9 @@ class MemoryLedger:
                 else:
                     counter.post(-amount, now_us, now_us)
                 kept.limit, kept.mode = line.limit, line.mode
-                self._keep(path, kept, 0, now_us)
+                self._counters.keep(path, kept, 0, now_us)
                 self._grants[tenant].append(Grant(grant_id, line.key, amount, reason, now_us))
-            return self._state(line, counter, now_us)
+            return state_of(line, counter, now_us)
 
     def grants(self, tenant: str, count: int = 100) -> tuple[Grant, ...]:
         with self._lock:
@@ -290,7 +336,7 @@ class MemoryLedger:
             found = []
             for kept in self._counters.values():
                 if kept.tenant == tenant and kept.live_until_us > now_us:
-                    counter = _apart(kept).counter
+                    counter = apart(kept).counter
                     counter.advance(now_us, kept.limit)
                     reset_us = counter.reset_us(now_us, kept.limit, 0)
                     state = LineState(kept.line_key, kept.limit, counter.committed, counter.held, reset_us)
@@ -310,14 +356,13 @@ class MemoryLedger:
         with self._lock:
             now_us = self._clock()
             ended = self._sweep(partition, now_us, bound=len(self._due[partition]))
+            self._end_leases(partition, now_us)
             ending = self._ending[partition]
             while ending and ending[0][0] <= now_us:
                 hold = self._holds.get(heappop(ending)[1])
                 if hold is not None:
                     ended += self._advance(hold, now_us)
-            for path in [path for path, kept in self._counters.items() if now_us >= kept.expires_us]:
-                if partition_of(self._counters[path].tenant) == partition:
-                    del self._counters[path]
+            self._counters.forget(partition, now_us)
             self._attempts.forget(now_us)
             return ended
 
@@ -330,46 +375,6 @@ class MemoryLedger:
         while self._forgotten and self._forgotten[0][0] <= now_us:
             del self._holds[heappop(self._forgotten)[1]]
         return self._holds.get(name)
-
-    def _counter(self, tenant: str, line: Line, now_us: int) -> tuple[str, _Kept]:
-        """The line's counter as of now. A new one is not kept before something is counted."""
-        path = layout.counter_path(tenant, line.key, line.window)
-        counter: Counter
-        if isinstance(line.window, FixedWindow):
-            span = window_at(line.window, now_us)
-            path, counter = f"{path}:{span.start_us}", FixedCounter(span)
-        elif isinstance(line.window, RollingWindow):
-            counter = RollingCounter(line.window)
-        else:
-            counter = BucketCounter(line.window, now_us)
-        kept = self._counters.get(path)
-        if kept is None or now_us >= kept.expires_us:
-            kept = _Kept(counter, tenant, line.key, describe(line.window), line.limit, line.mode)
-        kept = _apart(kept)
-        kept.counter.advance(now_us, line.limit)
-        return path, kept
-
-    def _keep(self, path: str, kept: _Kept, extra_us: int, now_us: int) -> None:
-        counter = kept.counter
-        if isinstance(counter, FixedCounter):
-            until_us, slack_us = counter.span.end_us, 0
-        else:
-            extra_us, slack_us = extra_us + layout.UNSWEPT_US, layout.SLACK_US
-            if isinstance(counter, RollingCounter):
-                until_us = now_us + counter.window.slice_us * (SLICES + 1)
-            elif counter.committed < 0:
-                until_us = now_us + layout.UNSWEPT_US
-            else:
-                full_us = counter.reset_us(now_us, kept.limit, 0)
-                until_us = max(now_us + counter.window.refill_us, full_us)
-        if kept.expires_us < until_us + extra_us:
-            kept.expires_us = until_us + extra_us + slack_us
-        self._counters[path] = kept
-
-    def _state(self, line: Line, counter: Counter, now_us: int) -> LineState:
-        lacking = counter.committed + counter.held + line.amount - line.limit
-        reset_us = counter.reset_us(now_us, line.limit, lacking)
-        return LineState(line.key, line.limit, counter.committed, counter.held, reset_us, short=lacking > 0)
 
     def _sweep(self, partition: int, now_us: int, bound: int = layout.SWEEP) -> int:
         """Advance the holds that are due, at most ``bound``; returns how many that ended."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +25,7 @@ from kong_plugins.domain.holds import (
     SettleOutcome,
     SettleStatus,
 )
+from kong_plugins.domain.leases import LeasedLine, LeaseOutcome, LeaseRequest, Registration
 from kong_plugins.domain.partitions import PARTITIONS, hash_tag, partition_of
 from kong_plugins.domain.windows import FixedWindow, Span, describe, window_at
 
@@ -65,16 +67,10 @@ class RedisLedger:
     def hold(self, request: HoldRequest) -> HoldOutcome:
         tag, encoded = self._tag(request.tenant), layout.encode(request.tenant)
         member = layout.member(request.tenant, request.hold_id)
-        about = (request.hold_id, request.ttl_us, self._grace_us, self._terminal_us, request.expiry_event)
-        tried = () if request.attempt is None else (_tried(request.tenant, request.attempt),)
-        if request.slots:
-            tried = (*(tried or (None,)), _slots(request))
 
         def attempt(now_us: int) -> tuple[list[str], list[Argument]]:
-            counters, lines = self._place(request.tenant, tag, request.lines, now_us)
-            weighted = [[*packed, *_weights(line)] for packed, line in zip(lines, request.lines, strict=True)]
-            keys = [f"{tag}hold:{member}", *counters]
-            return keys, [tag, request.tenant, encoded, member, _pack((*about, weighted, *tried))]
+            counters, asked = self._hold_arguments(tag, request, now_us)
+            return [f"{tag}hold:{member}", *counters], [tag, request.tenant, encoded, member, asked]
 
         status, now_us, states = self._call_in_window("hold", attempt)
         if status == b"busy":
@@ -92,6 +88,43 @@ class RedisLedger:
         outcome = tuple(map(_state, request.lines, states))
         slots = slot_states(request.slots, taken, admitted)
         return HoldOutcome(admitted, outcome, now_us, repeated=status == b"again", slots=slots)
+
+    def _hold_arguments(self, tag: str, request: HoldRequest, at_us: int) -> tuple[list[str], bytes]:
+        """The counters of its lines in the windows of that time, and what the scripts need to know of it."""
+        counters, lines = self._place(request.tenant, tag, request.lines, at_us)
+        weighted = [[*packed, *_weights(line)] for packed, line in zip(lines, request.lines, strict=True)]
+        about = (request.hold_id, request.ttl_us, self._grace_us, self._terminal_us, request.expiry_event)
+        tried = () if request.attempt is None else (_tried(request.tenant, request.attempt),)
+        if request.slots:
+            tried = (*(tried or (None,)), _slots(request))
+        return counters, _pack((*about, weighted, *tried))
+
+    def register(self, registration: Registration) -> bool:
+        request, at_us = registration.request, registration.at_us
+        tenant = request.tenant
+        tag, member = self._tag(tenant), layout.member(tenant, request.hold_id)
+        lender = layout.member(tenant, registration.lease_id) if registration.lease_id else ""
+        counters, asked = self._hold_arguments(tag, replace(request, slots=()), at_us)
+        within_us = layout.register_within_us(self._terminal_us)
+        args = (tag, tenant, layout.encode(tenant), member, lender, at_us, within_us, asked)
+        status, _, _ = self._call("register", [f"{tag}hold:{member}", *counters], args)
+        return bool(status != b"late")
+
+    def lease(self, request: LeaseRequest) -> LeaseOutcome:
+        tenant = request.tenant
+        tag, member = self._tag(tenant), layout.member(tenant, request.lease_id)
+
+        def attempt(now_us: int) -> tuple[list[str], list[Argument]]:
+            counters, lines = self._place(tenant, tag, request.lines, now_us)
+            asked = _pack((request.ttl_us, request.percent, lines))
+            return [f"{tag}lease:{member}", *counters], [tag, tenant, layout.encode(tenant), member, asked]
+
+        _, now_us, found = self._call_in_window("lease", attempt)
+        leased = []
+        for line, (amount, wanted, *state) in zip(request.lines, found, strict=True):
+            fixed = isinstance(line.window, FixedWindow)
+            leased.append(LeasedLine(amount, wanted, state[2] if fixed else None, _state(line, (*state, 0))))
+        return LeaseOutcome(tuple(leased), now_us)
 
     def settle(self, settlement: Settlement) -> SettleOutcome:
         tenant, usage = settlement.tenant, settlement.usage

@@ -1,4 +1,4 @@
--- Put in front of every script, then attempts.lua and holds.lua. Integers only, exact below 2^53; times are microseconds
+-- Put in front of every script, then attempts.lua, holds.lua and leases.lua. Integers only, exact below 2^53; times are microseconds
 -- of the server's clock.
 --
 -- Keys of a partition, all with its hash tag, so derivable from `tag` ("{p17}:"):
@@ -13,7 +13,7 @@
 --       c committed  h held  x expires  l limit  m mode  k line key  w window  q kind  a b the kind's numbers
 --       rolling: o no slice before this one, and a field for each slice;  bucket: t as of, f fraction of a unit
 --   {pN}:grants:TENANT      stream grants and resets;   {pN}:grant:TENANT/ID  string, a grant made
--- and those of attempts, see attempts.lua.
+-- and those of attempts and leases, see attempts.lua and leases.lua.
 --
 -- A window kind has two numbers (a, b): fixed "f" start and end, rolling "r" slice width and slices, bucket "b" refill
 -- time and 0. The limit is no part of a key: an edited budget keeps its count.
@@ -159,7 +159,7 @@ local function write(n, limit, extra, about)
     fields[#fields + 1] = name
     fields[#fields + 1] = value
   end
-  local until_, slack = n.b, 0
+  local until_, slack = math.max(n.b, now), 0 -- a window may be over for which a request is held after the event
   if n.kind == 'r' then
     until_ = now + n.a * (n.b + 1)
     set('o', n.o)

@@ -113,7 +113,7 @@ for i, line in ipairs(lines) do
       {tag = tag, tenant = tenant, member = encoded, line = line[1], window = line[8], mode = line[7]})
     state[2] = n.h
     if lacking <= 0 then state[3] = reset_at(n, line[5], 0) end
-    kept[i] = {KEYS[i + 1], line[1], n.kind, n.a, n.b, line[6], line[9], line[10], line[11], line[12], line[13]}
+    kept[i] = held_line(KEYS[i + 1], line, n)
   end
 end
 local answer = slots and {states, taken} or states
@@ -133,6 +133,5 @@ if slots then
     if redis.call('PTTL', key) < ms(each[3]) then redis.call('PEXPIREAT', key, ms(now + each[3])) end
   end
 end
-redis.call('SET', KEYS[1], cmsgpack.pack(hold), 'PXAT', ms(hold.e + MONTH))
-redis.call('ZADD', tag .. 'open', lapses, member)
+keep_hold(tag, member, hold)
 return pack('held', answer)

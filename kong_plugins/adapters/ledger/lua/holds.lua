@@ -8,6 +8,17 @@ local function find(tag, member)
   return packed and cmsgpack.unpack(packed)
 end
 
+-- A line of a hold, from the line as asked for and its counter.
+local function held_line(key, line, n)
+  return {key, line[1], n.kind, n.a, n.b, line[6], line[9], line[10], line[11], line[12], line[13]}
+end
+
+-- A new hold is open from now on.
+local function keep_hold(tag, member, hold)
+  redis.call('SET', tag .. 'hold:' .. member, cmsgpack.pack(hold), 'PXAT', ms(hold.e + MONTH))
+  redis.call('ZADD', tag .. 'open', hold.l, member)
+end
+
 -- Give back the slots that a hold has taken.
 local function leave(hold)
   for _, key in ipairs(hold.o or {}) do redis.call('ZREM', key, hold.i) end

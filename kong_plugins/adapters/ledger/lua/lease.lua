@@ -1,0 +1,33 @@
+-- Make a node's lease what it asks for, as far as there is room. What it had of counters that it does not name is given back.
+-- KEYS  1 the lease, 2.. a counter for each line
+-- ARGV  1 tag, 2 tenant, 3 encoded tenant, 4 member (encoded tenant/lease id), 5 msgpack of {ttl, percent, lines}, a line
+--       being {line key, kind, a, b, limit, least, mode, window in words}
+-- Returns msgpack {"leased", now, {{amount, wanted, committed, held, reset} for each line}}; "window" as from hold.lua.
+local tag, tenant, encoded, member = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local ttl, percent, lines = unpack(cmsgpack.unpack(ARGV[5]), 1, 3)
+if astray(lines) then return pack('window') end
+sweep(tag, 'open', 64)
+sweep_leases(tag, 64)
+
+local lease = find_lease(tag, member) or {b = {}}
+local had, kept, answer = lease.b, {}, {}
+for i, line in ipairs(lines) do
+  local key, limit, hard = KEYS[i + 1], line[5], line[7] == 'hard'
+  local n = read(key, line[2], line[3], line[4], limit)
+  local mine = had[key] or 0
+  had[key] = nil
+  local free = math.max(0, limit - n.c - n.h)
+  local wanted = hard and muldiv(free + mine, percent, 100) or 0
+  local amount = hard and math.max(line[6], wanted) or 0
+  if amount > mine then amount = math.min(amount, mine + free) end
+  if amount ~= mine then
+    n.h = n.h + amount - mine
+    write(n, limit, ttl,
+      {tag = tag, tenant = tenant, member = encoded, line = line[1], window = line[8], mode = line[7]})
+  end
+  if amount > 0 then kept[key] = amount end
+  answer[i] = {amount, wanted, n.c, n.h, reset_at(n, limit, 0)}
+end
+give_back(had)
+keep_lease(tag, member, {e = now + ttl, b = kept})
+return pack('leased', answer)

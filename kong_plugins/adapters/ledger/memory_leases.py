@@ -1,0 +1,47 @@
+"""Leases of nodes in the in-memory ledger. The model of lua/leases.lua."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Lease:
+    """What a node holds, by counter, until ``ends_us``."""
+
+    partition: int
+    ends_us: int = 0
+    amounts: dict[str, int] = field(default_factory=dict)
+
+    def move(self, path: str, amount: int) -> int:
+        """Take up to ``amount`` out of it for a hold. Returns how much there was."""
+        moved = min(self.amounts.get(path, 0), amount)
+        if moved:
+            self.amounts[path] -= moved
+            if not self.amounts[path]:
+                del self.amounts[path]
+        return moved
+
+
+class Leases:
+    """Not safe to share: the ledger's lock is around every call."""
+
+    def __init__(self) -> None:
+        self._leases: dict[str, Lease] = {}
+
+    def find(self, member: str, partition: int) -> Lease:
+        """An empty one where there is none."""
+        return self._leases.get(member) or Lease(partition)
+
+    def keep(self, member: str, lease: Lease) -> None:
+        """One that holds nothing is none."""
+        self._leases.pop(member, None)
+        if lease.amounts:
+            self._leases[member] = lease
+
+    def over(self, partition: int, now_us: int) -> list[Lease]:
+        """Those of a partition that are over, taken out."""
+        gone = [
+            name for name, lease in self._leases.items() if lease.partition == partition and lease.ends_us <= now_us
+        ]
+        return [self._leases.pop(name) for name in gone]
