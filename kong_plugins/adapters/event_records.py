@@ -19,6 +19,7 @@ Amount = Annotated[int, Meta(ge=-(2**63) + 1, le=2**63 - 1)]
 Moment = Annotated[datetime, Meta(tz=True)]
 Evidences = Literal["exact", "continuous", "tokenized", "held"]  # as domain.usage.Evidence
 Outcomes = Literal["completed", "aborted", "failed", "expired", "denied"]  # as domain.holds.Outcome
+Admitters = Literal["lease", "open"]  # as domain.holds.DecidedBy, but for the ledger
 AdjustmentKinds = Literal["credit", "refund", "correction"]
 
 # What every store of ours can hold; ClickHouse's DateTime64 and Arrow's nanoseconds end before the year 2300.
@@ -58,6 +59,7 @@ class RequestData(Struct, frozen=True, gc=False):
     last_ms: Count | None = None
     proxy_ms: Count | None = None
     choices: Small | None = None
+    admitted_by: Admitters | None = None
     prompt_bound: Count | None = None
     completion_bound: Count | None = None
     budgets: list[str] = []

@@ -6,13 +6,19 @@ another type than agreed counts as absent, never as an error.
 
 from __future__ import annotations
 
+import logging
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from kong_plugins.adapters.registration_codec import decode_registration, encode_registration
 from kong_plugins.domain.attempts import AnswerKept
 from kong_plugins.domain.demand import Demand
 from kong_plugins.domain.events import Admitted, Ending
+from kong_plugins.domain.holds import DecidedBy, Registration
 from kong_plugins.domain.usage import Evidence, Usage
+
+_log = logging.getLogger(__name__)
 
 GATE = "usage_gate"
 DECISION = "token_quota"
@@ -21,6 +27,7 @@ ANSWER = "usage_tap_answer"
 VERSION = 1
 
 _EVIDENCE = {each.value: each for each in Evidence}
+_BY = {each.value: each for each in DecidedBy}
 _KEPT = {each.value: each for each in AnswerKept}
 
 
@@ -226,6 +233,11 @@ def _write_admitted(admitted: Admitted) -> dict[str, object]:
         log["choices"] = admitted.choices
     if admitted.retriable:
         log["retriable"] = True
+    if admitted.by is not DecidedBy.LEDGER:
+        log["by"] = admitted.by.value
+    if admitted.registration is not None:
+        # As text: in a log record it is part of a JSON document.
+        log["registration"] = b64encode(encode_registration(admitted.registration)).decode()
     return {name: value for name, value in log.items() if value not in (None, [])}
 
 
@@ -253,7 +265,20 @@ def _read_admitted(table: object) -> Admitted | None:
         attributes={str(pair[0]): str(pair[1]) for pair in _pairs(table, "attributes")},
         choices=_int(table, "choices") or 1,
         retriable=table.get("retriable") is True,
+        by=_BY.get(_text(table, "by") or "", DecidedBy.LEDGER),
+        registration=_registration(_text(table, "registration")),
     )
+
+
+def _registration(packed: str | None) -> Registration | None:
+    """One that cannot be read is told of, and its request settled as one that the ledger has forgotten."""
+    if packed is None:
+        return None
+    try:
+        return decode_registration(b64decode(packed, validate=True))
+    except ValueError as error:
+        _log.error("a request that was admitted without the ledger is charged to no budget: %s", error)
+        return None
 
 
 def _usage(table: object) -> Usage | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kong_plugins.adapters.spool import DurableSpool
+from kong_plugins.adapters.without_ledger import WithoutLedger
 from kong_plugins.application.ports import SpoolUnavailable
 from kong_plugins.application.posting import Poster
 
@@ -29,6 +30,7 @@ class Observed:
     ledger: str
     poster: Poster
     spool: DurableSpool
+    without: WithoutLedger | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,22 @@ class PostingMetrics:
         age = GaugeMetricFamily(
             "token_quota_spool_oldest_seconds", "Age of the first in line; 0 when none waits.", labels=labels
         )
+        admissions = CounterMetricFamily(
+            "token_quota_admissions",
+            "Requests since the process began: admitted by the ledger, by a lease or by nobody (open), denied for a"
+            " budget or for too many at a time, refused because the ledger was away (closed).",
+            labels=[*labels, "decided"],
+        )
+        leases = GaugeMetricFamily("token_quota_leases", "Tenants that this process leases budgets for.", labels=labels)
+        unregistered = GaugeMetricFamily(
+            "token_quota_unregistered", "Admitted requests that the ledger does not know of yet.", labels=labels
+        )
         for each in self._observe():
+            if each.without is not None:
+                for decided, count in each.without.counts.items():
+                    admissions.add_metric([each.ledger, decided], count)
+                leases.add_metric([each.ledger], each.without.leases)
+                unregistered.add_metric([each.ledger], each.without.unregistered)
             for result, count in each.poster.counts.items():
                 postings.add_metric([each.ledger, result], count)
             sums = each.spool.sums
@@ -75,7 +92,7 @@ class PostingMetrics:
                 _log.warning("the spool's age cannot be read: %s", error)
                 continue
             age.add_metric([each.ledger], 0 if oldest_ms is None else max(0.0, time.time() - oldest_ms / 1000))
-        yield from (postings, depth, size, age)
+        yield from (admissions, leases, unregistered, postings, depth, size, age)
 
 
 def serve_metrics(

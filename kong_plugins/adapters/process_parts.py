@@ -19,6 +19,10 @@ from kong_plugins.adapters.plugin_metrics import MetricsServer, Observed, serve_
 from kong_plugins.adapters.spool import DurableSpool, SpoolLimits, ledger_address, spool_bytes_max, spool_directory
 from kong_plugins.adapters.sweeper import Sweeper
 from kong_plugins.adapters.tokenizers import ModelTokenCounter, OffLoopCounter
+from kong_plugins.adapters.without_ledger import WithoutLedger
+from kong_plugins.application.admit import AdmissionCounts
+from kong_plugins.application.leasing import LeasePolicy
+from kong_plugins.application.outage import Outage, StoreOutage
 from kong_plugins.application.ports import Ledger
 from kong_plugins.application.posting import Poster
 from kong_plugins.application.prompts import PromptsUnderWay
@@ -68,6 +72,7 @@ class ProcessParts:
     def _open(self) -> None:
         self._ways: dict[str, _Way] = {}
         self._ledgers: dict[tuple[str, float], Ledger] = {}
+        self._away: dict[str, WithoutLedger] = {}
         self._sweepers: list[Sweeper] = []
         self._counters: dict[tuple[tuple[str, str], ...], OffLoopCounter] = {}
         self.prompts = PromptsUnderWay()
@@ -89,6 +94,7 @@ class ProcessParts:
         if self._members > 0:
             return
         ledgers, sweepers, counters, ways = self._ledgers, self._sweepers, self._counters, self._ways
+        without = list(self._away.values())
         counts, others, later = self.counts, (self.tightens, self.releases, self.records), self.later
         self._open()  # whoever joins while these drain has its own
         later.flush()
@@ -96,6 +102,8 @@ class ProcessParts:
             _log.error("%d settlements were still being counted after %s s", len(counts), DRAIN_S)
         for queue in others:
             queue.close(DRAIN_S)
+        for away in without:
+            away.stop()
         for way in ways.values():  # last: what is counted or recorded may have gone to the spool
             way.resuming.stop()
             way.queue.close(DRAIN_S)
@@ -147,8 +155,21 @@ class ProcessParts:
                 self._metrics = serve_metrics(self._observe)
         return way.poster
 
+    def outage(
+        self, url: str, timeout_s: float, mode: StoreOutage, policy: LeasePolicy
+    ) -> tuple[Outage, AdmissionCounts]:
+        """What admits without the ledger, one for each store, mode and policy; and its store's counts. Raises as
+        ``ledger``."""
+        address = ledger_address(url)
+        if address not in self._away:
+            self._away[address] = WithoutLedger(self.ledger(url, timeout_s))
+        away = self._away[address]
+        return away.mode(mode, policy), away.counts
+
     def _observe(self) -> list[Observed]:
-        return [Observed(address, way.poster, way.spool) for address, way in self._ways.items()]
+        return [
+            Observed(address, way.poster, way.spool, self._away.get(address)) for address, way in self._ways.items()
+        ]
 
     def replayed(self, timeout_s: float | None = None) -> bool:
         """Wait until nothing is left to replay. False when ``timeout_s`` ran out."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgpack
 
+from kong_plugins.adapters.registration_codec import decode_registration, encode_registration
 from kong_plugins.application.ports import Posting, Recording
 from kong_plugins.domain.attempts import AnswerKept
 from kong_plugins.domain.holds import Outcome, Settlement
@@ -256,6 +257,8 @@ def encode(posting: Posting) -> bytes:
             "answer": posting.answer,
             "kept": posting.kept.value,
         }
+        if posting.registration is not None:
+            table["registration"] = encode_registration(posting.registration)
     packed: bytes = msgpack.packb(table, unicode_errors="surrogateescape")
     return packed
 
@@ -271,6 +274,9 @@ def decode(data: bytes) -> Posting:
             raise ValueError(f"a posting of version {table['v']}, not {FORMAT}")
         if "hold" not in table:
             return Recording(table["tenant"], table["id"], table["event"])
+        registration = decode_registration(table["registration"]) if "registration" in table else None
+        if registration is not None:
+            registration = replace(registration, request=replace(registration.request, event=table["event"]))
         return Settlement(
             table["tenant"],
             table["hold"],
@@ -281,6 +287,7 @@ def decode(data: bytes) -> Posting:
             reversal=table["reversal"],
             answer=table["answer"],
             kept=AnswerKept(table["kept"]),
+            registration=registration,
         )
     except (msgpack.UnpackException, KeyError, TypeError) as error:  # some are ValueErrors without a word
         raise ValueError(f"no posting can be read from it ({type(error).__name__}: {error})") from error

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from time import monotonic
 
+from kong_plugins.application.outage import Closed, Outage, Unasked
 from kong_plugins.application.ports import Background, Ledger, LedgerUnavailable
 from kong_plugins.domain.attempts import Attempt, Earlier, Standing
 from kong_plugins.domain.concurrency import Slots, SlotState
 from kong_plugins.domain.errors import CountUnavailable
-from kong_plugins.domain.holds import HoldOutcome, HoldRequest
+from kong_plugins.domain.holds import DecidedBy, HoldOutcome, HoldRequest, Registration
 from kong_plugins.domain.planning import PlannedLine, at, completion_that_fits
 from kong_plugins.domain.refusals import Refusal, refusal_of
 from kong_plugins.domain.usage import Usage
@@ -51,12 +52,15 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Admitted. ``max_tokens``: the limit per choice it was clamped to; None: as the client asked."""
+    """Admitted. ``max_tokens``: the limit per choice it was clamped to; None: as the client asked. ``registration``:
+    for the ledger, which does not know of it yet; ``outcome`` has no states where nobody looked at the budgets."""
 
     planned: tuple[PlannedLine, ...]
     outcome: HoldOutcome
     bound: Usage
     max_tokens: int | None = None
+    by: DecidedBy = DecidedBy.LEDGER
+    registration: Registration | None = None
 
     @property
     def over(self) -> tuple[str, ...]:
@@ -96,13 +100,29 @@ class AdmissionPolicy:
     clamp_min: int | None = None
 
 
+@dataclass(slots=True)
+class AdmissionCounts:
+    """Requests since the process began: by what admitted them, refused for a budget or for too many at a time, and
+    refused because the ledger was away. For metrics."""
+
+    ledger: int = 0
+    lease: int = 0
+    open: int = 0
+    denied: int = 0
+    closed: int = 0
+
+    def items(self) -> tuple[tuple[str, int], ...]:
+        return tuple((each.name, getattr(self, each.name)) for each in fields(self))
+
+
 class Admission:
     """Decides one request at a time; any number may run at once.
 
     ``tightens`` may drop work, which only helps while budgets are scarce. What is dropped from ``releases`` blocks its
     tenant's budgets until the hold's time is over. ``pause`` (seconds) lets a request wait for an earlier attempt that
     is about to end; without it none waits. ``lowered`` is told of a hold and of the prompt tokens that it is about
-    to be tightened to, and says whether it still may be.
+    to be tightened to, and says whether it still may be. ``outage``: what becomes of requests that the ledger is not
+    asked about or does not answer.
     """
 
     def __init__(
@@ -114,6 +134,8 @@ class Admission:
         pause: Callable[[float], None] | None = None,
         *,
         lowered: Callable[[str, int], bool] = lambda _hold_id, _prompt: True,
+        outage: Outage | None = None,
+        counts: AdmissionCounts | None = None,
     ) -> None:
         self._ledger = ledger
         self._tightens = tightens
@@ -121,6 +143,8 @@ class Admission:
         self._policy = policy
         self._pause = pause
         self._lowered = lowered
+        self._outage = outage or Closed()
+        self._counts = counts or AdmissionCounts()
 
     def admit(self, ask: Ask) -> Decided:
         """``Earlier``: not decided, as an earlier attempt at the same logical request answers for it.
@@ -128,11 +152,35 @@ class Admission:
         Raises:
             LedgerUnavailable: no decision was made; a hold that took effect all the same is emptied in the background.
         """
+        request = self._request(ask, ask.planned)
+        attempt = ask.attempt
+        # Only the ledger knows whether an earlier attempt stands in its way: without it, it might be charged twice.
+        alone = attempt is None or (attempt.derived and not attempt.retry)
+        if alone and not ask.slots and (unasked := self._outage.before(request)) is not None:
+            return self._let_in(ask, unasked)
         try:
-            return self._admit_when_free(ask)
+            if not alone:
+                self._outage.flush(ask.tenant)
+            decided = self._admit_when_free(ask)
         except LedgerUnavailable:
+            unasked = self._outage.after(request) if alone else None
+            if unasked is not None:
+                return self._let_in(ask, unasked)  # the hold that may have taken effect is its own
+            self._counts.closed += 1
             self.forsake(ask.tenant, ask.hold_id, ask.planned)
             raise
+        if isinstance(decided, Held):
+            self._counts.ledger += 1
+        elif not isinstance(decided, Earlier):
+            self._counts.denied += 1
+        return decided
+
+    def _let_in(self, ask: Ask, unasked: Unasked) -> Held:
+        if unasked.by is DecidedBy.OPEN:
+            self._counts.open += 1
+        else:
+            self._counts.lease += 1
+        return Held(ask.planned, unasked.outcome, ask.bound, by=unasked.by, registration=unasked.registration)
 
     def forsake(self, tenant: str, hold_id: str, planned: Sequence[PlannedLine]) -> None:
         """Empty, in the background, a hold that no log phase may ever settle: it stands if the ledger's reply was lost,
@@ -161,6 +209,10 @@ class Admission:
         outcome = self._hold(ask, planned)
         if (instead := _without_looking(outcome)) is not None:
             return instead
+        if not outcome.admitted and self._outage.give_back(ask.tenant):
+            outcome = self._hold(ask, planned)
+            if (instead := _without_looking(outcome)) is not None:
+                return instead
         if outcome.admitted:
             self._tighten_if_scarce(ask, outcome)
             return Held(planned, outcome, bound)
@@ -200,9 +252,12 @@ class Admission:
             return None
 
     def _hold(self, ask: Ask, planned: tuple[PlannedLine, ...]) -> HoldOutcome:
+        return self._ledger.hold(self._request(ask, planned))
+
+    def _request(self, ask: Ask, planned: tuple[PlannedLine, ...]) -> HoldRequest:
         lines = tuple(each.line for each in planned)
         ttl_us, event = self._policy.ttl_us, ask.expiry_event
-        return self._ledger.hold(HoldRequest(ask.tenant, ask.hold_id, lines, ttl_us, event, ask.attempt, ask.slots))
+        return HoldRequest(ask.tenant, ask.hold_id, lines, ttl_us, event, ask.attempt, ask.slots)
 
     def _clamped(self, ask: Ask, planned: tuple[PlannedLine, ...], outcome: HoldOutcome, bound: Usage) -> int | None:
         if self._policy.clamp_min is None or ask.choices < 1:

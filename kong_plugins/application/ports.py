@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from kong_plugins.domain.holds import HoldOutcome, HoldRequest, Line, LineState, Settlement, SettleOutcome
-from kong_plugins.domain.leases import LeaseOutcome, LeaseRequest, Registration
+from kong_plugins.domain.holds import HoldOutcome, HoldRequest, Line, LineState, Registration, Settlement, SettleOutcome
+from kong_plugins.domain.leases import LeaseOutcome, LeaseRequest
 
 
 class LedgerUnavailable(Exception):  # noqa: N818 - a state, not a fault

@@ -104,9 +104,14 @@ class Poster:
             outcome = SettleOutcome(SettleStatus.POSTED if new else SettleStatus.REPEATED)
         else:
             outcome = self._ledger.settle(posting)
+            if outcome.status is SettleStatus.UNKNOWN and posting.registration is not None:
+                # Admitted without the ledger, and heard of by it first now. What is there again after a crash does both
+                # again, and changes nothing.
+                self._ledger.register(posting.registration)
+                outcome = self._ledger.settle(posting)
             if outcome.status is SettleStatus.UNKNOWN:
-                # A failover lost the hold, or it was forgotten long after its end. The budget is not charged, but the
-                # books are: an event that has been there is known by its id.
+                # A failover lost the hold, or it was forgotten long after its end, or is told of so late that it may
+                # have been. The budget is not charged, but the books are: an event that was there is known by its id.
                 self._ledger.record(posting.tenant, posting.hold_id, posting.event)
                 _log.error(
                     "the ledger does not know hold %s of %s: its event is recorded, no budget is charged",

@@ -143,15 +143,19 @@ class Settling:
     def _post(
         self, admitted: Admitted, ending: Ending, answer: Answer, usage: Usage, evidence: Evidence
     ) -> SettleOutcome | None:
+        event, registration = billing_event(admitted, ending, usage, evidence), admitted.registration
+        if registration is not None:  # its hold, if it comes to no settlement after all, ends with what is known here
+            registration = replace(registration, request=replace(registration.request, event=event))
         settlement = Settlement(
             admitted.tenant,
             admitted.hold_id,
             usage,
             evidence,
-            billing_event(admitted, ending, usage, evidence),
+            event,
             outcome=ending.outcome(),
             reversal=reversal_event(admitted, ending, usage, evidence) if admitted.retriable else b"",
             answer=answer.data,
             kept=answer.kept,
+            registration=registration,
         )
         return self._poster.settle(settlement)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 
-from kong_plugins.domain.holds import Outcome
+from kong_plugins.domain.holds import DecidedBy, Outcome, Registration
 from kong_plugins.domain.usage import NO_USAGE, Evidence, Usage
 
 SCHEMA_VERSION = 1  # Raised when a field changes its meaning or goes away, not when one is added.
@@ -45,6 +45,8 @@ class Admitted:
     attributes: Mapping[str, str] = field(default_factory=dict)
     choices: int = 1
     retriable: bool = False  # its hold carries an attempt: a settlement brings a reversal with it
+    by: DecidedBy = DecidedBy.LEDGER
+    registration: Registration | None = None  # for a ledger that does not know of it yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,8 @@ def billing_event(
             optional += f',"{name}":{number}'
     if admitted.choices > 1:
         optional += f',"choices":{admitted.choices}'
+    if admitted.by is not DecidedBy.LEDGER:
+        optional += f',"admitted_by":"{admitted.by}"'
     held = admitted.prompt_bound or admitted.completion_bound  # else nothing was: there is no bound to tell
     if held and outcome is not Outcome.DENIED and (evidence is not Evidence.EXACT or outcome is not Outcome.COMPLETED):
         optional += f',"prompt_bound":{admitted.prompt_bound},"completion_bound":{admitted.completion_bound}'

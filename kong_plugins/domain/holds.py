@@ -120,6 +120,27 @@ class HoldOutcome:
     slots: tuple[SlotState, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A request that was admitted without the ledger, for it to hold after the event.
+
+    ``at_us``: when, by the ledger's clock as the node knew it; its fixed windows are those of that time. ``lease_id``:
+    whose lease it takes its amounts from; empty: nobody's, and it is held all the same (it runs already).
+    """
+
+    request: HoldRequest
+    at_us: int
+    lease_id: str = ""
+
+
+class DecidedBy(StrEnum):
+    """What admitted a request."""
+
+    LEDGER = "ledger"
+    LEASE = "lease"  # its node, out of what it had leased
+    OPEN = "open"  # nobody: the ledger was away, and the operator lets requests through then
+
+
 class HoldState(StrEnum):
     OPEN = "open"
     SETTLED = "settled"
@@ -149,6 +170,8 @@ class Settlement:
     stays charged: counters and books shall not part). A settlement that finds the hold settled already still hands in
     its answer, where none is kept yet.
 
+    ``registration``: of a request that was admitted without the ledger, for one that does not know of it.
+
     Raises:
         ValueError: more tokens than any request can have used.
     """
@@ -162,6 +185,7 @@ class Settlement:
     reversal: bytes = b""
     answer: bytes = b""
     kept: AnswerKept = AnswerKept.NONE
+    registration: Registration | None = None
 
     def __post_init__(self) -> None:
         if self.usage.total > TOKENS_MAX:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kong_plugins.domain.holds import HoldRequest, Line, LineState
+from kong_plugins.domain.holds import Line, LineState
 
 PERCENT_MAX = 50
 
@@ -22,7 +22,8 @@ class LeaseRequest:
     A line's ``amount`` is the least it needs: what it has given to requests that the ledger does not know of yet, and
     what it may give away before the answer comes. It gets that, or ``percent`` of what is left of the budget with its
     own lease, whichever is more, as far as there is room; of a line that is not hard it gets nothing, but its state.
-    ``lease_id`` is the node's, and its own; ``ttl_us``: when the ledger takes the lease back by itself.
+    ``lease_id`` is the node's, and its own; ``ttl_us``: when the ledger takes the lease back by itself. ``turn`` counts
+    what was asked of this lease: an earlier question that arrives after a later one changes nothing.
 
     Raises:
         ValueError: a percentage or time that makes no sense.
@@ -33,6 +34,7 @@ class LeaseRequest:
     lines: tuple[Line, ...]
     percent: int
     ttl_us: int
+    turn: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.percent <= PERCENT_MAX:
@@ -56,16 +58,3 @@ class LeasedLine:
 class LeaseOutcome:
     lines: tuple[LeasedLine, ...]  # one per line, in the request's order
     now_us: int  # the ledger's clock
-
-
-@dataclass(frozen=True, slots=True)
-class Registration:
-    """A request that was admitted without the ledger, for it to hold after the event.
-
-    ``at_us``: when, by the ledger's clock as the node knew it; its fixed windows are those of that time. ``lease_id``:
-    whose lease it takes its amounts from; empty: nobody's, and it is held all the same (it runs already).
-    """
-
-    request: HoldRequest
-    at_us: int
-    lease_id: str = ""

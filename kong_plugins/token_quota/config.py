@@ -12,6 +12,8 @@ from typing import Any
 
 from kong_plugins.adapters.kong_schema import complete, field_map
 from kong_plugins.adapters.openai_wire import DEEPSEEK_R1, GENERIC, WireRules
+from kong_plugins.application.leasing import LeasePolicy
+from kong_plugins.application.outage import StoreOutage
 from kong_plugins.application.settle import UnknownUsage
 from kong_plugins.domain.budgets import Budget, Dimension, Mode, Weights
 from kong_plugins.domain.planning import ANY_MODEL, BudgetRule, Counts, weights_of
@@ -76,6 +78,8 @@ class QuotaConfig:
     unknown_usage: UnknownUsage
     hold_ttl_us: int
     idempotency: Idempotency
+    store_outage: StoreOutage
+    lease: LeasePolicy
     sharing: SharingRules
     record_denials: bool
     event_source: str
@@ -136,6 +140,8 @@ def parse_config(config: Mapping[str, Any], environ: Mapping[str, str] = os.envi
             answer_bytes_max=_int(values, "idempotency_answer_bytes_max"),
             attempts_max=_int(values, "idempotency_attempts_max"),
         ),
+        store_outage=StoreOutage(str(values["store_outage"])),
+        lease=LeasePolicy(_int(values, "lease_percent"), _int(values, "lease_ttl_s")),
         sharing=sharing,
         record_denials=values["record_denials"] is True,
         event_source=str(values.get("event_source") or f"/kong/{socket.gethostname()}"),

@@ -47,7 +47,7 @@ from kong_plugins.domain.concurrency import Slots
 from kong_plugins.domain.demand import Demand, Endpoint
 from kong_plugins.domain.errors import BadRequest, CountUnavailable
 from kong_plugins.domain.events import Admitted, Ending, billing_event
-from kong_plugins.domain.holds import Outcome
+from kong_plugins.domain.holds import DecidedBy, Outcome
 from kong_plugins.domain.planning import PlannedLine, plan
 from kong_plugins.domain.usage import NO_USAGE, Evidence, Usage
 from kong_plugins.token_quota.alerts import Alerts
@@ -85,6 +85,8 @@ REMEMBERED_ITEM_BYTES = 112
 _log = logging.getLogger(__name__)
 
 _NOTHING = (NO_USAGE, Evidence.EXACT)
+# On answers that the ledger had no part in: "lease", "open", and "closed" where that is why it is refused.
+ADMITTED_BY = "X-Token-Quota-Admitted-By"
 _LEDGER_RETRY = {"Retry-After": "1", "retry-after-ms": "1000"}
 
 
@@ -119,6 +121,9 @@ class Plugin:
         try:
             self._ledger = self._parts.ledger(self._config.ledger_url, self._config.ledger_timeout_s)
             poster = self._parts.poster(self._config.ledger_url, self._config.ledger_timeout_s)
+            outage, counts = self._parts.outage(
+                self._config.ledger_url, self._config.ledger_timeout_s, self._config.store_outage, self._config.lease
+            )
             self._counter = self._parts.counter(self._config.tokenizers, self._config.models)
         except BaseException as error:
             self._parts.leave()
@@ -135,6 +140,8 @@ class Plugin:
             policy,
             gevent.sleep,
             lowered=self._parts.prompts.lower,
+            outage=outage,
+            counts=counts,
         )
         unknown = UnknownUsagePolicy(
             self._config.unknown_usage,
@@ -201,7 +208,7 @@ class Plugin:
         except LedgerUnavailable as error:
             _log.error("ledger out of reach, refused %s: %s", gate.id, error)
             message = "Token budgets cannot be checked right now. Try again in a moment."
-            return reply(Problem(503, "ledger_unavailable", message), caller, _LEDGER_RETRY)
+            return reply(Problem(503, "ledger_unavailable", message), caller, {**_LEDGER_RETRY, ADMITTED_BY: "closed"})
         if isinstance(decided, Earlier):
             return earlier_reply(decided, caller)
         if isinstance(decided, Denied):
@@ -297,12 +304,16 @@ class Plugin:
         salt = sharing.salt(asked.tenant, asked.request)
         body = rewrite(asked.request, cache_salt=salt, max_tokens=held.max_tokens, priority=sharing.priority)
         upstream = {"X-Request-Id": gate.id, **sharing.priority_header(asked.request), **self._way(asked, salt)}
-        response = quota_headers(held.planned, held.outcome.states, held.outcome.now_us)
+        states = held.outcome.states
+        response = quota_headers(held.planned, states, held.outcome.now_us) if states else {}
         response |= slot_headers(held.outcome.slots)
         response["X-Request-Id"] = gate.id
         if held.bound is not asked.bound or held.over:
             bound = held.bound
             record = replace(record, prompt_bound=bound.prompt, completion_bound=bound.completion, over=held.over)
+        if held.by is not DecidedBy.LEDGER:
+            response[ADMITTED_BY] = held.by.value
+            record = replace(record, by=held.by, registration=held.registration)
         keep = self._config.idempotency.answer_bytes_max if asked.attempt is not None else None
         return write_decision(record, demand, body, upstream, response, keep=keep)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from kong_plugins.domain.attempts import ATTEMPTS_MAX
 from kong_plugins.domain.budgets import UNITS_MAX
 from kong_plugins.domain.pricing import PRICE_MAX
+from kong_plugins.token_quota.outage_schema import OUTAGE
 from kong_plugins.token_quota.schema_kinds import NAME, Schema, array, choice, distinct, integer, mapping, text
 from kong_plugins.token_quota.sharing_schema import SHARING
 
@@ -270,6 +271,7 @@ SCHEMA: Schema = [
             default=4,
         )
     },
+    *OUTAGE,
     *SHARING,
     {
         "record_denials": {

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from kong_plugins.application.ports import LedgerUnavailable
 from kong_plugins.domain.attempts import Attempt, Standing
 from kong_plugins.domain.budgets import Mode
-from kong_plugins.domain.holds import HoldRequest, Line, SettleStatus
-from kong_plugins.domain.leases import LeaseRequest, Registration
+from kong_plugins.domain.holds import HoldRequest, Line, Registration, SettleStatus
+from kong_plugins.domain.leases import LeaseRequest
 from kong_plugins.domain.usage import Usage
 from kong_plugins.domain.windows import FixedWindow, Unit
 from tests.contract.conftest import TERMINAL_US, Bench
@@ -93,6 +94,21 @@ def test_a_fixed_windows_lease_ends_with_it(bench: Bench) -> None:
     bench.wait_until(until_us)
     assert counts(bench, line(window=second)) == (0, 0)
     assert amounts(bench, line(window=second)) == [10]
+
+
+def test_a_question_that_comes_after_a_later_one_changes_nothing(bench: Bench) -> None:
+    """It was on its way when its node gave it up: what the node was told since holds. The same one again may come."""
+
+    def ask(turn: int, least: int) -> list[int]:
+        request = LeaseRequest("acme", "node-1", (line(least),), 10, LONG_US, turn)
+        return [each.amount for each in bench.ledger.lease(request).lines]
+
+    assert ask(2, 40) == [40]
+    with pytest.raises(LedgerUnavailable):
+        ask(1, 0)
+    assert counts(bench, line()) == (0, 40)
+    assert ask(2, 40) == [40]
+    assert ask(3, 0) == [10]
 
 
 @kinds

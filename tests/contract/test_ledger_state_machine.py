@@ -11,8 +11,8 @@ from kong_plugins.adapters.ledger import EmbeddedValkey
 from kong_plugins.domain.attempts import Attempt
 from kong_plugins.domain.budgets import COMPLETION, TOTAL, Mode, Weights
 from kong_plugins.domain.concurrency import Slots
-from kong_plugins.domain.holds import HoldRequest, Line, Settlement
-from kong_plugins.domain.leases import LeaseRequest, Registration
+from kong_plugins.domain.holds import HoldRequest, Line, Registration, Settlement
+from kong_plugins.domain.leases import LeaseRequest
 from kong_plugins.domain.partitions import partition_of
 from kong_plugins.domain.usage import Evidence, Usage
 from kong_plugins.domain.windows import FixedWindow, RollingWindow, TokenBucket, Unit
@@ -103,7 +103,9 @@ class Histories(SideBySide):
         attempt=st.none() | attempts,
         late_us=st.sampled_from([0, 0, 0, 1_500_000, 40_000_000]),
     )
-    def register(self, tenant: str, node: str, lines: list[Line], ttl_us: int, attempt: Attempt | None, late_us: int):
+    def register(  # noqa: PLR0917
+        self, tenant: str, node: str, lines: list[Line], ttl_us: int, attempt: Attempt | None, late_us: int
+    ):
         hold_id = f"l{self.steps}"
         request = HoldRequest(tenant, hold_id, tuple(lines), ttl_us, attempt=attempt)
         if not self.same("register", Registration(request, self.real.now_us - late_us, node)):

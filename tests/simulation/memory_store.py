@@ -104,7 +104,7 @@ class MemoryStore:
         """As ``EndedCounters``."""
         found = []
         for tenant, line, window, start_us in counters:
-            kept = self.ledger._counters._kept.get(f"{layout.counter_path(tenant, line, window)}:{start_us}")
+            kept = self.ledger._counters.find(f"{layout.counter_path(tenant, line, window)}:{start_us}")
             found.append(None if kept is None else kept.counter.committed)
         return found
 

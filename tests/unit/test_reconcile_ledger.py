@@ -123,7 +123,7 @@ class Kept:
     def committed(self, counters: Sequence[tuple[str, str, FixedWindow, int]]) -> list[int | None]:
         found: list[int | None] = []
         for tenant, line, window, start_us in counters:
-            kept = self._ledger._counters.get(f"{layout.counter_path(tenant, line, window)}:{start_us}")
+            kept = self._ledger._counters.find(f"{layout.counter_path(tenant, line, window)}:{start_us}")
             found.append(kept.counter.committed if kept else None)
         return found
 

@@ -56,6 +56,10 @@ class Counters:
     def values(self) -> Iterable[Kept]:
         return self._kept.values()
 
+    def find(self, path: str) -> Kept | None:
+        """Also one whose time is over, while nobody has looked."""
+        return self._kept.get(path)
+
     def live(self, path: str | None, now_us: int) -> Kept | None:
         """None where there is none, or none any more."""
         kept = self._kept.get(path or "")

@@ -11,6 +11,7 @@ class Lease:
 
     partition: int
     ends_us: int = 0
+    turn: int = 0
     amounts: dict[str, int] = field(default_factory=dict)
 
     def move(self, path: str, amount: int) -> int:

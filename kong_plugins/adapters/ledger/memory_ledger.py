@@ -13,7 +13,7 @@ from kong_plugins.adapters.ledger.memory_attempts import Attempts, Charged, Logi
 from kong_plugins.adapters.ledger.memory_counters import Counters, apart, state_of
 from kong_plugins.adapters.ledger.memory_leases import Leases
 from kong_plugins.adapters.ledger.memory_slots import TakenSlots
-from kong_plugins.application.ports import Balance, Grant, OutboxEntry
+from kong_plugins.application.ports import Balance, Grant, LedgerUnavailable, OutboxEntry
 from kong_plugins.domain.budgets import Mode
 from kong_plugins.domain.concurrency import slot_states
 from kong_plugins.domain.counters import BucketCounter, FixedCounter
@@ -24,11 +24,12 @@ from kong_plugins.domain.holds import (
     HoldState,
     Line,
     LineState,
+    Registration,
     Settlement,
     SettleOutcome,
     SettleStatus,
 )
-from kong_plugins.domain.leases import LeasedLine, LeaseOutcome, LeaseRequest, Registration
+from kong_plugins.domain.leases import LeasedLine, LeaseOutcome, LeaseRequest
 from kong_plugins.domain.partitions import PARTITIONS, partition_of
 
 
@@ -153,7 +154,10 @@ class MemoryLedger:
             self._end_leases(partition, now_us)
             member = layout.member(request.tenant, request.lease_id)
             lease = self._leases.find(member, partition)
-            had, lease.amounts, lease.ends_us = lease.amounts, {}, now_us + request.ttl_us
+            if request.turn < lease.turn:
+                raise LedgerUnavailable(f"a later question about lease {request.lease_id} was answered before")
+            had, lease.amounts = lease.amounts, {}
+            lease.turn, lease.ends_us = request.turn, now_us + request.ttl_us
             leased = []
             for line in request.lines:
                 path, kept = self._counters.at(request.tenant, line, now_us)

@@ -21,11 +21,12 @@ from kong_plugins.domain.holds import (
     HoldRequest,
     Line,
     LineState,
+    Registration,
     Settlement,
     SettleOutcome,
     SettleStatus,
 )
-from kong_plugins.domain.leases import LeasedLine, LeaseOutcome, LeaseRequest, Registration
+from kong_plugins.domain.leases import LeasedLine, LeaseOutcome, LeaseRequest
 from kong_plugins.domain.partitions import PARTITIONS, hash_tag, partition_of
 from kong_plugins.domain.windows import FixedWindow, Span, describe, window_at
 
@@ -116,10 +117,12 @@ class RedisLedger:
 
         def attempt(now_us: int) -> tuple[list[str], list[Argument]]:
             counters, lines = self._place(tenant, tag, request.lines, now_us)
-            asked = _pack((request.ttl_us, request.percent, lines))
+            asked = _pack((request.ttl_us, request.percent, request.turn, lines))
             return [f"{tag}lease:{member}", *counters], [tag, tenant, layout.encode(tenant), member, asked]
 
-        _, now_us, found = self._call_in_window("lease", attempt)
+        status, now_us, found = self._call_in_window("lease", attempt)
+        if status == b"stale":
+            raise LedgerUnavailable(f"a later question about lease {request.lease_id} was answered before")
         leased = []
         for line, (amount, wanted, *state) in zip(request.lines, found, strict=True):
             fixed = isinstance(line.window, FixedWindow)

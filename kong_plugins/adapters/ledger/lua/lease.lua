@@ -1,15 +1,17 @@
 -- Make a node's lease what it asks for, as far as there is room. What it had of counters that it does not name is given back.
 -- KEYS  1 the lease, 2.. a counter for each line
--- ARGV  1 tag, 2 tenant, 3 encoded tenant, 4 member (encoded tenant/lease id), 5 msgpack of {ttl, percent, lines}, a line
+-- ARGV  1 tag, 2 tenant, 3 encoded tenant, 4 member (encoded tenant/lease id), 5 msgpack of {ttl, percent, turn, lines}, a line
 --       being {line key, kind, a, b, limit, least, mode, window in words}
--- Returns msgpack {"leased", now, {{amount, wanted, committed, held, reset} for each line}}; "window" as from hold.lua.
+-- Returns msgpack {"leased", now, {{amount, wanted, committed, held, reset} for each line}}; "stale" when a
+--       later turn was here before; "window" as from hold.lua.
 local tag, tenant, encoded, member = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local ttl, percent, lines = unpack(cmsgpack.unpack(ARGV[5]), 1, 3)
+local ttl, percent, turn, lines = unpack(cmsgpack.unpack(ARGV[5]), 1, 4)
 if astray(lines) then return pack('window') end
 sweep(tag, 'open', 64)
 sweep_leases(tag, 64)
 
-local lease = find_lease(tag, member) or {b = {}}
+local lease = find_lease(tag, member) or {n = 0, b = {}}
+if turn < lease.n then return pack('stale') end
 local had, kept, answer = lease.b, {}, {}
 for i, line in ipairs(lines) do
   local key, limit, hard = KEYS[i + 1], line[5], line[7] == 'hard'
@@ -29,5 +31,5 @@ for i, line in ipairs(lines) do
   answer[i] = {amount, wanted, n.c, n.h, reset_at(n, limit, 0)}
 end
 give_back(had)
-keep_lease(tag, member, {e = now + ttl, b = kept})
+keep_lease(tag, member, {e = now + ttl, n = turn, b = kept})
 return pack('leased', answer)

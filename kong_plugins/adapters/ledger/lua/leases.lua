@@ -1,5 +1,5 @@
 -- Leases: what nodes hold of counters for requests to come, see domain/leases.py. Keys, of a partition too:
---   {pN}:lease:TENANT/ID  string  msgpack {e when it is over, b {counter: amount}}
+--   {pN}:lease:TENANT/ID  string  msgpack {e when it is over, n turn, b {counter: amount}}
 --   {pN}:leases           zset    leases by when they are over
 
 -- Take amounts by counter off what is held there, where the counter has not gone.
