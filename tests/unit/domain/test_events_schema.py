@@ -25,7 +25,7 @@ from kong_plugins.domain.events import (
     reversal_event,
     usage_without_budget,
 )
-from kong_plugins.domain.holds import Outcome
+from kong_plugins.domain.holds import DecidedBy, Outcome
 from kong_plugins.domain.usage import Evidence, Usage
 
 CORPUS = Path(__file__).parents[2] / "data" / "events"
@@ -60,6 +60,7 @@ admitted_requests = st.builds(
     attributes=st.dictionaries(name, text, max_size=3),
     choices=st.integers(1, 128),
     retriable=st.booleans(),
+    by=st.sampled_from(DecidedBy),
 )
 endings = st.builds(
     Ending,
