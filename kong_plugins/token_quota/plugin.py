@@ -295,7 +295,9 @@ class Plugin:
 
     def _decision(self, asked: _Asked, record: Admitted, held: Held) -> dict[str, object]:
         gate, demand = asked.gate, asked.demand
-        self._alerts.note(asked.tenant, held)
+        states = held.outcome.states  # none where nobody looked at the budgets
+        if states:
+            self._alerts.note(asked.tenant, held)
         if asked.countable:
             request = asked.request
             size = len(gate.body) + REMEMBERED_BYTES + REMEMBERED_ITEM_BYTES * request.prompt.items
@@ -304,7 +306,6 @@ class Plugin:
         salt = sharing.salt(asked.tenant, asked.request)
         body = rewrite(asked.request, cache_salt=salt, max_tokens=held.max_tokens, priority=sharing.priority)
         upstream = {"X-Request-Id": gate.id, **sharing.priority_header(asked.request), **self._way(asked, salt)}
-        states = held.outcome.states
         response = quota_headers(held.planned, states, held.outcome.now_us) if states else {}
         response |= slot_headers(held.outcome.slots)
         response["X-Request-Id"] = gate.id
