@@ -11,6 +11,8 @@ from kong_plugins.adapters.deck_check.entities import Deck, Entity, Row, named
 from kong_plugins.adapters.deck_check.findings import Problem, Severity, deck_rule
 from kong_plugins.adapters.deck_check.kong_facts import BUNDLED
 from kong_plugins.adapters.openai_wire import WireRules
+from kong_plugins.application.leasing import LeasePolicy
+from kong_plugins.application.outage import StoreOutage
 from kong_plugins.domain.budgets import Mode
 from kong_plugins.domain.planning import ANY_MODEL, BudgetRule
 from kong_plugins.domain.usage import Usage
@@ -28,6 +30,10 @@ class Quota(Protocol):
     def rules(self) -> WireRules: ...
     @property
     def clamp_min(self) -> int | None: ...
+    @property
+    def store_outage(self) -> StoreOutage: ...
+    @property
+    def lease(self) -> LeasePolicy: ...
 
 
 @deck_rule("duplicate-name")
@@ -104,6 +110,35 @@ def _(deck: Deck) -> Iterator[Problem]:
                 f"budget {rule.budget.name} of {_whose(row)}: a request without max_tokens is held for {amount:,}"
                 f" {rule.counts.unit}, more than {rule.budget.limit:,}, and always refused: raise limit, set"
                 " default_max_tokens, or on_short: clamp",
+            )
+
+
+@deck_rule("open-hard-budget", Severity.WARNING)
+def _(deck: Deck) -> Iterator[Problem]:
+    """Whoever sets a hard limit may not know what store_outage: open makes of it."""
+    for row in _quota_rows(deck):
+        quota: Quota = row.parsed
+        hard = [rule.budget.name for rule in quota.budgets if rule.budget.mode is Mode.HARD]
+        if quota.store_outage is StoreOutage.OPEN and hard:
+            yield Problem(
+                (*row.path, "config", "store_outage"),
+                f"{_whose(row)}: open lets everyone through while the ledger is away, beyond the hard limit of"
+                f" {', '.join(hard)} too; lease keeps it",
+            )
+
+
+@deck_rule("lease-below-one-answer", Severity.WARNING)
+def _(deck: Deck) -> Iterator[Problem]:
+    """What no request fits into is leased for nothing."""
+    for row, quota, place, rule in _budgets(deck):
+        amount = max(rule.weights(model).amount(Usage(0, _longest_answer(quota))) for model in _models(rule))
+        leased = rule.budget.limit * quota.lease.percent // 100
+        if quota.store_outage is StoreOutage.LEASE and rule.budget.mode is Mode.HARD and leased < amount:
+            yield Problem(
+                (*place, "limit"),
+                f"budget {rule.budget.name} of {_whose(row)}: a node leases {leased:,} {rule.counts.unit}; a request"
+                f" without max_tokens holds {amount:,}, and is refused while the ledger is away: raise lease_percent or"
+                " limit, or set default_max_tokens",
             )
 
 

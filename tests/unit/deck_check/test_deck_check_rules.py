@@ -88,6 +88,13 @@ BROKEN: list[tuple[str, str, str, str]] = [
     ("regex-without-tilde", "paths: [/v1]", "paths: [/v1, /v2$]", "/v2$"),
     ("budget-never-admits", DAILY, "{name: daily, limit: 1}", "daily"),
     ("budget-below-one-answer", DAILY, "{name: daily, limit: 8191}", "daily"),
+    ("open-hard-budget", HEADERS, HEADERS + "          store_outage: open\n", "store_outage"),
+    (
+        "lease-below-one-answer",
+        HEADERS,
+        HEADERS + "          store_outage: lease\n          lease_percent: 8\n",
+        "daily",
+    ),
     (
         "clamp-never-helps",
         HEADERS,
@@ -145,6 +152,8 @@ FINE: list[tuple[str, str, str]] = [
     ("budget-below-one-answer", DAILY, "{name: daily, limit: 8192}"),
     ("budget-below-one-answer", DAILY, "{name: daily, limit: 500}\n          on_short: clamp"),
     ("budget-below-one-answer", "context_tokens: 8192", "context_tokens: 900000\n          default_max_tokens: 4096"),
+    ("lease-below-one-answer", HEADERS, HEADERS + "          store_outage: lease\n"),
+    ("lease-below-one-answer", HEADERS, HEADERS + "          lease_percent: 1\n"),
     ("auth-missing", AUTH, "      - name: jwt\n"),
     ("auth-missing", "key-auth\n", "basic-auth\n"),
     ("tap-without-quota", QUOTA + TAP, "      - {name: usage-tap, config: {guard: false}}\n"),
