@@ -12,7 +12,7 @@ local emptied = true
 for _, line in ipairs(hold.b) do
   local amount = wanted[line[2]]
   if amount and amount < line[6] then
-    redis.call('HINCRBY', line[1], 'h', amount - line[6])
+    give_back({[line[1]] = line[6] - amount})
     line[6] = amount
   end
   emptied = emptied and line[6] == 0
