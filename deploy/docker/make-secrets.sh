@@ -1,7 +1,7 @@
 #!/bin/sh
 # Make up what docker-compose.yml reads from ./secrets and is not there yet. What is there stays as it is.
 #   sh deploy/docker/make-secrets.sh [DIRECTORY [DECK_FILE]]
-# Values of DECK_… variables that are set are taken; the others are made up and kept in DIRECTORY/tenant_keys.
+# Values of DECK_… variables that are set are taken; the others are made up and kept in DIRECTORY/kong/tenant_keys.
 #
 # The directory is closed to other users of this machine (0700). The files are open (0644), because a container's user is
 # nobody that this machine knows: Compose mounts them as they are.
@@ -21,7 +21,8 @@ umask 022
 for name in ledger_password collector_token clickhouse_password grafana_password; do
   [ -s "$directory/$name" ] || random >"$directory/$name"
 done
-keys=$directory/tenant_keys
+mkdir -p "$directory/kong"
+keys=$directory/kong/tenant_keys
 touch "$keys"
 # DECK_COLLECTOR_TOKEN: for an http-log that posts to the collector.
 for name in $(grep -o 'env "DECK_[A-Z0-9_]*"' "$config" | cut -d '"' -f 2 | sort -u) DECK_COLLECTOR_TOKEN; do

@@ -4,7 +4,7 @@
 set -eu
 home=$(dirname "$(dirname "$(readlink -f "$0")")")
 . "$home/docker/environment.sh"
-kong_environment
+kong_environment $$ # `exec` keeps the number
 if [ "${1:-}" = kong ] && [ "${2:-}" = docker-start ]; then
   mkdir -p "$KONG_PREFIX"
   render

@@ -33,13 +33,17 @@ elif [ -n "${TOKEN_QUOTA_LEDGER_PASSWORD_FILE:-}" ]; then
 fi
 
 # Kong's prefix, and the plugin servers' sockets in it: a read-only container has its prefix elsewhere than kong.conf.
+# $1: the process that is Kong, or becomes it. Kong logs what its plugin servers say at `info` only, which is off: an event
+# that was lost would be nowhere. They write it themselves too, to where Kong's own error log goes.
 kong_environment() {
   KONG_PREFIX=${KONG_PREFIX:-/usr/local/kong}
   KONG_PREFIX=${KONG_PREFIX%/}
   export KONG_PREFIX
+  log=/proc/$1/fd/2
+  { true >>"$log"; } 2>/dev/null || log=/dev/null # a socket cannot be opened
   server() {
     export "KONG_PLUGINSERVER_$1_SOCKET=$KONG_PREFIX/$3.sock"
-    export "KONG_PLUGINSERVER_$1_START_CMD=$home/bin/python -m $2 --kong-prefix $KONG_PREFIX --socket-name $3.sock"
+    export "KONG_PLUGINSERVER_$1_START_CMD=$home/bin/python -m $2 --kong-prefix $KONG_PREFIX --socket-name $3.sock --log-file $log"
     export "KONG_PLUGINSERVER_$1_QUERY_CMD=$home/bin/python -m $2 --dump"
   }
   server TOKEN_QUOTA kong_plugins.token_quota token-quota

@@ -4,7 +4,7 @@
 set -eu
 home=$(dirname "$(dirname "$(readlink -f "$0")")")
 . "$home/docker/environment.sh"
-kong_environment
+kong_environment "$(cat "${KONG_PREFIX:-/usr/local/kong}/pids/nginx.pid")"
 export KONG_NGINX_DAEMON="${KONG_NGINX_DAEMON:-off}"
 render
 exec kong reload --prefix "$KONG_PREFIX"

@@ -130,7 +130,9 @@ def _start(
         resources.callback(server.stop)
         host, port = sock.getsockname()[:2]
         posts = "POST /log and /events, " if tokens else ""
-        console.print(f"listening   http://{host}:{port} ({posts}/metrics, /healthz, /readyz)", markup=False)
+        console.print(
+            f"listening   http://{host}:{port} ({posts}/metrics, /healthz, /readyz)", markup=False, soft_wrap=True
+        )
     for sink in sinks:
         console.print(f"sink        {sink.name}", markup=False, soft_wrap=True)
     collector.start()

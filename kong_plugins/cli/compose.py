@@ -33,7 +33,8 @@ def run_compose(options: StackOptions, stop: threading.Event, console: Console) 
     # mkdtemp makes it for us alone; Compose mounts the files of it into the containers.
     with tempfile.TemporaryDirectory(prefix="token-quota-secrets-") as directory:
         make_secrets(Path(directory), options.config, keys)
-        env = environment(options, Path(directory))
+        filled_in = settings(options, Path(directory))
+        env = {**os.environ, **filled_in}
         compose = compose_command(source_root())
         try:
             started = subprocess.run(
@@ -41,7 +42,7 @@ def run_compose(options: StackOptions, stop: threading.Event, console: Console) 
             )
             if started.returncode != 0:
                 raise StackError("docker compose could not start everything; see `docker compose logs`")
-            console.print(f"gateway     http://127.0.0.1:{env['TOKEN_QUOTA_PORT']} (Kong in Docker)")
+            console.print(f"gateway     http://127.0.0.1:{filled_in['TOKEN_QUOTA_PORT']} (Kong in Docker)")
             for name in generated:
                 console.print(f"key         {name} {keys[name]}", markup=False)
             stop.wait()
@@ -57,12 +58,12 @@ def compose_command(root: Path) -> list[str]:
     return ["docker", "compose", "--file", str(root / "docker-compose.yml"), "--profile", ENGINE_PROFILE]
 
 
-def environment(options: StackOptions, secrets: Path) -> dict[str, str]:
-    """What docker-compose.yml's ``${…}`` are filled from."""
+def settings(options: StackOptions, secrets: Path) -> dict[str, str]:
+    """What docker-compose.yml's ``${…}`` are filled from, as environment variables."""
     return {
-        **os.environ,
         "TOKEN_QUOTA_PORT": str(options.port or 8000),
-        "TOKEN_QUOTA_CONFIG": str(options.config.resolve()),
+        "TOKEN_QUOTA_CONFIG_DIR": str(options.config.resolve().parent),
+        "TOKEN_QUOTA_CONFIG_FILE": options.config.resolve().name,
         "TOKEN_QUOTA_SECRETS": str(secrets),
     }
 

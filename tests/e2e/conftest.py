@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +17,8 @@ import yaml
 from kong_plugins.adapters.engine_metrics import EngineCounters, read_counters
 from kong_plugins.adapters.ledger import connect_ledger
 from kong_plugins.application.ports import Ledger
-from kong_plugins.cli import compose
-from kong_plugins.cli.paths import source_root
-from kong_plugins.cli.processes import Processes, free_port
-from kong_plugins.cli.stack import Gateway, Stack, StackOptions, default_config, keys_for, start_stack
-from tests.e2e import backends
+from kong_plugins.cli.stack import Gateway, Stack, StackOptions, default_config, start_stack
+from tests.e2e import backends, docker_stack
 
 MODEL = "deepseek-r1"
 # Tenants of the suite: name → their token-quota budgets. One tenant a scenario, so that scenarios do not meet.
@@ -94,6 +91,7 @@ class Running:
     stack: Stack
     ledger: Ledger
     backend: str
+    node: docker_stack.Node | None = None  # in Docker
     http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=30))
 
     def key(self, tenant: str) -> str:
@@ -125,8 +123,19 @@ def make_keys(monkeypatch: pytest.MonkeyPatch, *tenants: str) -> None:
 
 def start(options: StackOptions, resources: ExitStack) -> Running:
     """A stack on this machine, until ``resources`` end."""
+    if options.gateway is Gateway.DOCKER:
+        (running,) = start_in_docker([options.config], options.config.parent, resources)
+        return running
     stack = start_stack(options, resources, print)
     return Running(stack, connect_ledger(stack.ledger_url), options.gateway.value)
+
+
+def start_in_docker(configs: Sequence[Path], directory: Path, resources: ExitStack) -> list[Running]:
+    """As many Kongs as configs, with one ledger and one engine, until ``resources`` end."""
+    return [
+        Running(stack, connect_ledger(stack.ledger_url), stack.gateway.value, node)
+        for stack, node in docker_stack.start(configs, directory, resources)
+    ]
 
 
 @pytest.fixture(scope="session", params=backends.params(*backends.BACKENDS))
@@ -135,62 +144,10 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     with ExitStack() as resources:
         monkeypatch = resources.enter_context(pytest.MonkeyPatch.context())
         make_keys(monkeypatch, *TENANTS)
-        if request.param == "docker":
-            yield request.getfixturevalue("in_docker")
-            return
         options = StackOptions(
             config=suite_config(directory), gateway=Gateway(request.param), port=0, data_dir=directory
         )
         yield start(options, resources)
-
-
-# Docker, through pytest-docker: its fixtures run only where an engine answers.
-
-
-@pytest.fixture(scope="session")
-def docker_compose_command() -> str:
-    """With the stand-in as the engine, whatever COMPOSE_PROFILES says."""
-    return f"docker compose --profile {compose.ENGINE_PROFILE}"
-
-
-@pytest.fixture(scope="session")
-def docker_compose_file() -> list[str]:
-    """The operator's own, and ports that tests look through."""
-    return [str(source_root() / "docker-compose.yml"), str(Path(__file__).with_name("docker-ports.yml"))]
-
-
-@pytest.fixture(scope="session")
-def docker_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StackOptions, dict[str, str], Path]]:
-    """Set before Compose reads it: options, keys by name, the directory of the secrets."""
-    directory = tmp_path_factory.mktemp("docker")
-    options = StackOptions(config=suite_config(directory), gateway=Gateway.DOCKER, port=free_port(), data_dir=directory)
-    options.config.chmod(0o644)  # a container's user is nobody that this machine knows
-    keys, _ = keys_for(options.config)
-    secrets = directory / "secrets"
-    compose.make_secrets(secrets, options.config, keys)
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        for name, value in compose.environment(options, secrets).items():
-            monkeypatch.setenv(name, value)
-        yield options, keys, secrets
-
-
-@pytest.fixture(scope="session")
-def in_docker(request: pytest.FixtureRequest) -> Running:
-    options, keys, secrets = request.getfixturevalue("docker_environment")
-    services = request.getfixturevalue("docker_services")
-    password = (secrets / "ledger_password").read_text().strip()
-    ledger_url = f"redis://:{password}@127.0.0.1:{services.port_for('ledger', 6379)}/0"
-    stack = Stack(
-        url=f"http://127.0.0.1:{options.port}",
-        upstream_url=f"http://127.0.0.1:{services.port_for('vllm-sim', 8000)}/v1",
-        ledger_url=ledger_url,
-        gateway=Gateway.DOCKER,
-        keys=keys,
-        run_dir=secrets.parent,
-        processes=Processes(secrets.parent / "logs"),
-        resources=ExitStack(),
-    )
-    return Running(stack, connect_ledger(ledger_url), "docker")
 
 
 # Which backends ran

@@ -13,6 +13,7 @@ from typing import Any
 import httpx2 as httpx
 import yaml
 
+from kong_plugins.adapters.deck_file import render
 from kong_plugins.cli import kong_node
 from kong_plugins.cli.processes import unix_socket_answers
 from kong_plugins.cli.stack import SERVICE, Gateway
@@ -30,8 +31,11 @@ def set_budgets(config: Path, tenant: str, budgets: list[dict[str, Any]]) -> Non
 
 
 def reload(running: Running, config: Path) -> None:
-    """`kong reload`, or the local gateway's SIGHUP. It has effect a moment later."""
+    """`kong reload`, a container's `token-quota-reload`, the local gateway's SIGHUP: in effect a moment later."""
     stack = running.stack
+    if running.node is not None:
+        running.node.run("token-quota-reload")
+        return
     if stack.gateway is Gateway.LOCAL:
         gateway = next(child for child in stack.processes.children if child.name == "gateway")
         gateway.process.send_signal(signal.SIGHUP)
@@ -52,12 +56,19 @@ def post_config(running: Running, config: Path, admin_url: str) -> None:
 
 
 def _rendered(running: Running, config: Path) -> str:
+    if running.node is not None:  # its engine has the name that the file says
+        return render(config.read_text(), running.stack.keys)
     return kong_node.render(config, running.stack.keys, SERVICE, running.stack.upstream_url)
 
 
 def end_server(running: Running, plugin: str = "token-quota", how: signal.Signals = signal.SIGKILL) -> None:
     """End a plugin server and wait for the next one, which Kong starts; in the stand-in's place we do."""
-    stack = running.stack
+    stack, node = running.stack, running.node
+    if node is not None:
+        pid = node.server_pid(plugin)
+        node.kill(pid, how)
+        wait_for(lambda: node.server_pid(plugin) not in (0, pid), f"a new {plugin}", 30)
+        return
     if stack.gateway is Gateway.KONG:
         sock = stack.run_dir / "kong" / f"{plugin}.sock"
         pid = server_pid(sock)

@@ -55,7 +55,7 @@ class Reloadable:
             reload(self.running, self.config)
 
 
-@pytest.fixture(scope="module", params=backends.params("local", "kong"))
+@pytest.fixture(scope="module", params=backends.params(*backends.BACKENDS))
 def reloadable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reloadable]:
     directory = tmp_path_factory.mktemp("reloads")
     with ExitStack() as resources:
@@ -66,7 +66,8 @@ def reloadable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         monkeypatch.setenv("KONG_ADMIN_LISTEN", f"127.0.0.1:{admin}")
         config = suite_config(directory, TENANTS)
         options = StackOptions(config=config, gateway=Gateway(request.param), port=0, data_dir=directory)
-        yield Reloadable(start(options, resources), config, f"http://127.0.0.1:{admin}")
+        running = start(options, resources)
+        yield Reloadable(running, config, running.node.admin_url if running.node else f"http://127.0.0.1:{admin}")
 
 
 @contextmanager

@@ -239,8 +239,6 @@ def test_no_more_attempts_than_agreed_are_charged_as_one(running: Running) -> No
 
 def test_a_replay_outlives_the_plugin_server(running: Running) -> None:
     """The answer is the ledger's, not a process's."""
-    if running.backend == "docker":
-        pytest.skip("docker: its processes are in containers")
     key = new_key()
     first = ask(running, "replayer", key, stream=True)
     settled(running, "replayer")

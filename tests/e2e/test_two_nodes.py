@@ -16,7 +16,7 @@ import pytest
 from kong_plugins.cli.stack import Gateway, StackOptions
 from kong_plugins.domain.partitions import partition_of
 from tests.e2e import backends
-from tests.e2e.conftest import Running, chat, make_keys, start, suite_config
+from tests.e2e.conftest import Running, chat, make_keys, start, start_in_docker, suite_config
 from tests.e2e.load import PATH
 from tests.e2e.waiting import balance, settled
 
@@ -40,16 +40,20 @@ def node_config(directory: Path, source: str) -> Path:
     return suite_config(directory, tenants)
 
 
-@pytest.fixture(scope="module", params=backends.params("local", "kong"))
+@pytest.fixture(scope="module", params=backends.params(*backends.BACKENDS))
 def nodes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Running]]:
     """Two, named ``/node/0`` and ``/node/1``, with plugin servers of their own, one ledger and one engine."""
     with ExitStack() as resources:
         make_keys(resources.enter_context(pytest.MonkeyPatch.context()), *TENANTS)
+        directories = [tmp_path_factory.mktemp(f"node{number}") for number in range(2)]
+        configs = [node_config(directory, f"/node/{number}") for number, directory in enumerate(directories)]
+        if request.param == "docker":
+            yield start_in_docker(configs, directories[0], resources)
+            return
         running: list[Running] = []
-        for number in range(2):
-            directory = tmp_path_factory.mktemp(f"node{number}")
+        for config, directory in zip(configs, directories, strict=True):
             options = StackOptions(
-                config=node_config(directory, f"/node/{number}"),
+                config=config,
                 gateway=Gateway(request.param),
                 port=0,
                 data_dir=directory,

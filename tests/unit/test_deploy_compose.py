@@ -68,17 +68,47 @@ def test_no_secret_stands_in_the_file() -> None:
         assert set(service.get("secrets", ())) <= COMPOSE["secrets"].keys(), name
         for variable, value in service.get("environment", {}).items():
             if re.search("PASSWORD|TOKEN|SECRET|KEY", variable.removeprefix("TOKEN_QUOTA")):
-                assert str(value).startswith("/run/secrets/"), f"{name}: {variable}"
+                assert str(value).startswith(("/run/secrets/", "/run/tenants/")), f"{name}: {variable}"
 
 
-def test_every_mounted_file_is_there() -> None:
+def source_of(volume: str) -> str:
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", volume).split(":")[0]
+
+
+def test_every_mounted_file_is_there(tmp_path: Path) -> None:
+    make_secrets(tmp_path, default_config(), {})
     for name, service in SERVICES.items():
-        for volume in service.get("volumes", ()):
-            source = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", volume).split(":")[0]
-            if source.startswith("./"):
+        for source in map(source_of, service.get("volumes", ())):
+            if source.startswith("./secrets/"):
+                assert (tmp_path / source.removeprefix("./secrets/")).exists(), f"{name}: {source}"
+            elif source.startswith("./"):
                 assert (ROOT / source).exists(), f"{name}: {source}"
             else:
                 assert source in COMPOSE["volumes"], f"{name}: {source}"
+
+
+def test_what_a_reload_reads_again_is_mounted_by_its_directory(tmp_path: Path) -> None:
+    """A file that an editor or git puts in the place of a mounted one is not seen in the container."""
+    make_secrets(tmp_path, default_config(), {})
+    kong = SERVICES["kong"]
+    mounts = {volume.split(":")[-2]: source_of(volume) for volume in kong["volumes"] if volume.endswith(":ro")}
+    environment = {name: re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value) for name, value in kong["environment"].items()}
+    config, keys = (Path(environment[f"TOKEN_QUOTA_{name}"]) for name in ("CONFIG", "KEYS_FILE"))
+    assert (ROOT / mounts[str(config.parent)] / config.name).is_file()
+    secrets = tmp_path / mounts[str(keys.parent)].removeprefix("./secrets/")
+    assert secrets.is_dir()
+    assert [file.name for file in secrets.iterdir()] == [keys.name]  # and nothing that Kong need not know
+
+
+def test_all_but_the_gpus_engine_start_on_two_cores() -> None:
+    """Docker refuses a limit of more cores than there are."""
+    limits = {name: float(each["deploy"]["resources"]["limits"]["cpus"]) for name, each in SERVICES.items()}
+    assert {name for name, cores in limits.items() if cores > 2} == {"vllm-gpu"}
+
+
+def test_engines_have_shared_memory_for_their_processes() -> None:
+    """vLLM's ask for 160 MiB, and end where there is less; Docker's default is 64."""
+    assert {SERVICES[name]["shm_size"] for name in ("vllm-gpu", "vllm-cpu")} == {"8g", "1g"}
 
 
 def test_each_engine_answers_under_the_name_that_kong_yaml_calls() -> None:
@@ -118,14 +148,14 @@ def test_made_up_secrets_are_what_compose_reads(tmp_path: Path, monkeypatch: pyt
     make_secrets(directory, default_config(), keys)
     assert directory.stat().st_mode & 0o777 == 0o700
     wanted = {secret["file"].rpartition("/")[2] for secret in COMPOSE["secrets"].values()}
-    assert {file.name for file in directory.iterdir()} == wanted
-    lines = dict(line.split("=", 1) for line in (directory / "tenant_keys").read_text().splitlines())
+    assert {file.name for file in directory.iterdir()} == {*wanted, "kong"}
+    lines = dict(line.split("=", 1) for line in (directory / "kong" / "tenant_keys").read_text().splitlines())
     assert {name: lines[name] for name in keys} == keys
     assert lines["DECK_COLLECTOR_TOKEN"] == (directory / "collector_token").read_text()
-    before = {file.name: file.read_text() for file in directory.iterdir()}
+    before = {file: file.read_text() for file in directory.rglob("*") if file.is_file()}
     monkeypatch.delenv("DECK_TENANT_A_KEY")
     make_secrets(directory, default_config(), {})
-    assert {file.name: file.read_text() for file in directory.iterdir()} == before
+    assert {file: file.read_text() for file in directory.rglob("*") if file.is_file()} == before
 
 
 def test_dashboard_and_alerts_ask_for_metrics_that_we_have() -> None:

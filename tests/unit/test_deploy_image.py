@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kong_plugins.cli.processes import Processes, unix_socket_answers
+from kong_plugins.cli.processes import Processes, unix_socket_answers, wait_until
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "kong" / "docker"
@@ -71,7 +71,7 @@ def test_keys_are_filled_in_and_stay_out_of_kongs_environment(tmp_path: Path) ->
         "TOKEN_QUOTA_CONFIG": str(ROOT / "kong" / "kong.yaml"),
         "TOKEN_QUOTA_KEYS_FILE": str(keys),
     }
-    done = source("kong_environment; render; env", **environment)
+    done = source("kong_environment $$; render; env", **environment)
     assert done.returncode == 0, done.stderr
     rendered = tmp_path / "token-quota.yaml"
     assert f"KONG_DECLARATIVE_CONFIG={rendered}" in done.stdout
@@ -86,7 +86,7 @@ def test_a_missing_key_leaves_the_rendered_file_as_it_was(tmp_path: Path) -> Non
     keys.write_text("DECK_TENANT_A_KEY=sk-a\n")
     (tmp_path / "token-quota.yaml").write_text("what runs")
     environment = {"KONG_PREFIX": str(tmp_path), "TOKEN_QUOTA_CONFIG": str(ROOT / "kong" / "kong.yaml")}
-    done = source("kong_environment; render", TOKEN_QUOTA_KEYS_FILE=str(keys), **environment)
+    done = source("kong_environment $$; render", TOKEN_QUOTA_KEYS_FILE=str(keys), **environment)
     assert done.returncode == 1
     assert "DECK_TENANT_B_KEY" in done.stderr
     assert (tmp_path / "token-quota.yaml").read_text() == "what runs"
@@ -95,10 +95,41 @@ def test_a_missing_key_leaves_the_rendered_file_as_it_was(tmp_path: Path) -> Non
 def test_without_a_deck_file_nothing_is_rendered(tmp_path: Path) -> None:
     """Kong Ingress Controller, or a database, brings the configuration."""
     environment = {"KONG_PREFIX": f"{tmp_path}/", "TOKEN_QUOTA_CONFIG": str(tmp_path / "none.yaml")}
-    done = source("kong_environment; render; env", **environment)
+    done = source("kong_environment $$; render; env", **environment)
     assert done.returncode == 0
     assert "KONG_DECLARATIVE_CONFIG" not in done.stdout
     assert f"KONG_PLUGINSERVER_TOKEN_QUOTA_SOCKET={tmp_path}/token-quota.sock" in done.stdout
+
+
+def test_plugin_servers_write_to_the_containers_log(tmp_path: Path) -> None:
+    """Kong keeps what they say to itself: nobody would see that an event was lost. Started as Kong starts them."""
+    log = tmp_path / "stderr of Kong"
+    with log.open("w") as stderr, Processes(tmp_path / "logs") as processes:
+        kong = subprocess.Popen(["sleep", "60"], stderr=stderr)
+        try:
+            done = source(f"kong_environment {kong.pid}; env", KONG_PREFIX=str(tmp_path))
+            settings = dict(line.split("=", 1) for line in done.stdout.splitlines())
+            command = settings["KONG_PLUGINSERVER_TOKEN_QUOTA_START_CMD"]
+            answers = unix_socket_answers(Path(settings["KONG_PLUGINSERVER_TOKEN_QUOTA_SOCKET"]))
+            processes.start("token-quota", ["sh", "-c", f"exec {command}"], {}, answers)
+            wait_until(lambda: "serving token-quota at" in log.read_text(), "what it says", log)
+        finally:
+            kong.kill()
+            kong.wait()
+
+
+def test_a_log_that_cannot_be_opened_keeps_no_plugin_server_from_its_work(tmp_path: Path) -> None:
+    """A supervisor may give Kong a socket."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        kong = subprocess.Popen(["sleep", "60"], stderr=theirs)
+        try:
+            done = source(f"kong_environment {kong.pid}; env", KONG_PREFIX=str(tmp_path))
+        finally:
+            kong.kill()
+            kong.wait()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--log-file /dev/null\n" in done.stdout
 
 
 def healthy(prefix: Path, port: int) -> subprocess.CompletedProcess[str]:
