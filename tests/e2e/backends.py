@@ -15,7 +15,7 @@ from kong_plugins.cli.kong_node import find_kong
 
 BACKENDS = ("local", "kong", "docker")
 # Fixtures whose parameter names a backend.
-STACK_FIXTURES = ("running", "reloadable", "nodes", "outage")
+STACK_FIXTURES = ("running", "reloadable", "nodes", "outage", "ending")
 ENGINE_ANSWERS_WITHIN_S = 10
 
 

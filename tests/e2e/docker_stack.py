@@ -50,6 +50,10 @@ class Node:
         printed: bytes = self._executor.execute(f"exec -T {self.service} {shlex.join(command)}")
         return printed.decode()
 
+    def stop(self) -> None:
+        """`docker compose stop`: returns when the container has ended, or was ended."""
+        self._executor.execute(f"stop {self.service}")
+
     def server_pid(self, plugin: str) -> int:
         """The plugin server's, as its container numbers processes; 0: none listens."""
         return int(self.run(PYTHON, "-c", LISTENER, f"/run/kong/{plugin}.sock"))

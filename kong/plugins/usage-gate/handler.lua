@@ -5,6 +5,7 @@
 -- Whatever goes wrong is handed over as `refused`: the decision, and the answer, are token-quota's.
 
 local claims_of = require "kong.plugins.usage-gate.claims"
+local leave_last = require "kong.plugins.usage-gate.leave_last"
 local lrucache = require "resty.lrucache"
 local request_id = require("kong.observability.tracing.request_id").get -- the PDK of 3.9 has no call for it
 local sha256_hex = require("kong.tools.sha256").sha256_hex
@@ -193,6 +194,11 @@ local function clear_query(names)
       kong.service.request.clear_query_arg(name)
     end
   end
+end
+
+
+function UsageGate:init_worker()
+  leave_last()
 end
 
 
