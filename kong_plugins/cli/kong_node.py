@@ -66,6 +66,8 @@ def start(config: Path, stack: Stack, env: dict[str, str], port: int, service: s
         raise StackError("no `kong` on PATH: install Kong Gateway 3.9, set KONG_BIN, or use --gateway local")
     prefix = stack.run_dir / "kong"
     prefix.mkdir(mode=0o700)
+    log = stack.processes.logs / "kong.log"  # the prefix goes with the stack, and with it what Kong said
+    log.unlink(missing_ok=True)  # an earlier run's errors would be read as this one's
     declarative = prefix / "kong.yaml"
     declarative.write_text(render(config, env, service, stack.upstream_url))
     declarative.chmod(0o600)  # it holds the rendered keys
@@ -79,8 +81,12 @@ def start(config: Path, stack: Stack, env: dict[str, str], port: int, service: s
         "status_listen": "off",
         "anonymous_reports": "off",
         "nginx_worker_processes": "1",
+        "proxy_error_log": str(log),
         **settings(prefix),
     }
+    if os.geteuid() == 0:
+        # Else its workers were Kong's own user, who can read neither this prefix nor what these plugin servers may.
+        conf["nginx_user"] = "root root"
     conf_file = prefix / "token-quota.conf"
     conf_file.write_text("".join(f"{key} = {value}\n" for key, value in conf.items()))
     try:
@@ -98,10 +104,8 @@ def start(config: Path, stack: Stack, env: dict[str, str], port: int, service: s
     stack.resources.callback(stop, kong, prefix)
     # Kong answers on its port before its plugin servers have their sockets, with a 500 of its own until then.
     for name in PLUGIN_SERVERS:
-        wait_until(
-            unix_socket_answers(prefix / f"{name}.sock"), f"{name}'s plugin server", prefix / "logs" / "error.log"
-        )
-    wait_until(tcp_port_answers(port), f"Kong on port {port}", prefix / "logs" / "error.log")
+        wait_until(unix_socket_answers(prefix / f"{name}.sock"), f"{name}'s plugin server", log)
+    wait_until(tcp_port_answers(port), f"Kong on port {port}", log)
 
 
 def stop(kong: str, prefix: Path) -> None:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kong_plugins.plugin_server.ancestry import Parent
 from kong_plugins.plugin_server.plugins import LoadedPlugin, PluginError, info_of, load
 from kong_plugins.plugin_server.socket_file import SocketFile
 
@@ -28,10 +29,13 @@ def serve(plugins: Sequence[str] = (), argv: Sequence[str] | None = None) -> int
     names = [*plugins, *options.plugin]
     if options.dump is not None:
         return _dump(names, options.dump)
+    parent = Parent(options.parent_watch)
+    if parent.is_kong and (status := parent.step_aside()) is not None:
+        return status
     from gevent import monkey
 
     monkey.patch_all()
-    return _run(names, options)
+    return _run(names, options, parent)
 
 
 def _parser(need_plugin: bool) -> argparse.ArgumentParser:
@@ -63,9 +67,11 @@ def _parser(need_plugin: bool) -> argparse.ArgumentParser:
         help="drop a row's instance unused for this long; Kong starts it again when needed "
         "(default: %(default)s)")  # fmt: skip
     add("--drain-timeout", type=_seconds, default=10.0, metavar="S",
-        help="on SIGTERM, finish running events for this long at most (default: %(default)s)")  # fmt: skip
+        help="on SIGTERM, finish running events for this long at most; after a worker of Kong that ended, wait so long "
+        "for its successor (default: %(default)s)")  # fmt: skip
     add("--parent-watch", choices=("auto", "always", "never"), default="auto",
-        help="end when the starting process ends; auto: if that is nginx (default: %(default)s)")  # fmt: skip
+        help="end when the starting process has ended, after Kong's worker not before the next one has a server of its "
+        "own; auto: if that is nginx (default: %(default)s)")  # fmt: skip
     return parser
 
 
@@ -93,12 +99,12 @@ def _dump(names: Sequence[str], wanted: str) -> int:
     return 0
 
 
-def _run(names: Sequence[str], options: argparse.Namespace) -> int:
+def _run(names: Sequence[str], options: argparse.Namespace, parent: Parent) -> int:
     # After the patch, and not at all for --dump.
     from kong_plugins.plugin_server import logs
     from kong_plugins.plugin_server.engine import Engine, Limits
     from kong_plugins.plugin_server.instances import Instances
-    from kong_plugins.plugin_server.server import Parent, Server
+    from kong_plugins.plugin_server.server import Server
 
     if not options.kong_prefix.is_dir():
         return _give_up(f"there is no directory {options.kong_prefix} for the socket: see --kong-prefix")
@@ -106,7 +112,6 @@ def _run(names: Sequence[str], options: argparse.Namespace) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     os.environ.setdefault("KONG_PREFIX", str(options.kong_prefix))  # Kong's own name for it; plugins keep files there
     logs.configure(logging.DEBUG if options.verbose else logging.INFO, options.log_file)
-    parent = Parent(options.parent_watch)
     socket_name = None if options.socket_name == _STOCK_SOCKET_NAME else options.socket_name
     file: SocketFile | None = None
     try:

@@ -20,13 +20,15 @@ _CHUNK = 65536
 class Connection:
     """Kong sends one frame at a time on it and waits for the answer; the next frame may belong to any event.
 
-    ``owner`` is the work whose answer is due on it. ``told`` are the plugins whose Kong-side client has been sent our
+    ``owner`` is the work whose answer is due on it. ``mid_event``: the last answer was a PDK call, whose Step Kong
+    sends on the connection that it used last. ``told`` are the plugins whose Kong-side client has been sent our
     pid on it: Kong keeps the pid for each plugin, and plugins that share a socket share its connections.
     """
 
     __slots__ = (
         "_closed",
         "_closing",
+        "_given_up",
         "_loop",
         "_out",
         "_read",
@@ -34,6 +36,7 @@ class Connection:
         "_sock",
         "_unpacker",
         "_write",
+        "mid_event",
         "owner",
         "told",
     )
@@ -46,12 +49,14 @@ class Connection:
         closed: Callable[[Connection], None],
     ) -> None:
         self.owner: Work | None = None
+        self.mid_event = False
         self.told: set[str] = set()
         self._loop = loop
         self._sock = sock
         self._receive = receive
         self._closed = closed
         self._closing = False
+        self._given_up = False
         self._out = bytearray()
         self._unpacker = frames.unpacker()
         self._write: Any = None
@@ -88,6 +93,13 @@ class Connection:
         if self.send(frame) and not self._out:
             self.close()
 
+    def give_up(self) -> None:
+        """Have Kong close it where it lies idle, and lose nothing that Kong sends on it just now: nginx closes an idle
+        connection that turns readable, and a request's reader skips a notification of no name that it knows. Closed by
+        us, a frame under way would be lost."""
+        if self.owner is None and not self.mid_event and not self._given_up:
+            self._given_up = self.send(frames.GIVEN_UP)
+
     def break_off(self) -> None:
         """Close without an answer, in a way that fails closed (see :data:`frames.BROKEN`)."""
         if not self._out:  # in the middle of a frame the end alone says it
@@ -118,6 +130,7 @@ class Connection:
         try:
             self._unpacker.feed(data)
             for frame in self._unpacker:
+                self.mid_event = self._given_up = False
                 self._receive(self, frame)
                 if self._read is None:
                     return

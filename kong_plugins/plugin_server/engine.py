@@ -85,8 +85,11 @@ class Engine:
 
     def ask(self, event: Event, request: dict[str, Any]) -> bool:
         """Send a PDK call as the answer to the frame the event holds. False: nobody waits for it any more."""
+        connection = event.connection
         if not self._send(event, frames.response(event.msgid, {"EventId": event.id, "Data": request})):
             return False
+        if connection is not None:
+            connection.mid_event = True
         event.since = self._clock()
         self._waiting[event.id] = event
         if len(self._waiting) > self._limits.waiting:

@@ -23,6 +23,8 @@ UNDECODABLE = (ValueError, msgpack.exceptions.UnpackException)
 
 _pack = msgpack.Packer(unicode_errors="surrogateescape").pack
 
+GIVEN_UP: bytes = _pack((2, "givenUp", None))  # the label is ours: Kong knows serverPid only
+
 
 def unpacker() -> Any:
     """A streaming decoder: ``feed(bytes)``, then iterate over the complete frames.

@@ -6,13 +6,12 @@ import _socket
 import os
 import signal
 import time
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import gevent
 from gevent.event import Event as Signal
 
+from kong_plugins.plugin_server.ancestry import Parent
 from kong_plugins.plugin_server.connections import Connection
 from kong_plugins.plugin_server.engine import Engine
 from kong_plugins.plugin_server.instances import Instances
@@ -22,25 +21,12 @@ from kong_plugins.plugin_server.socket_file import SocketFile
 _ACCEPTS = 64  # in one go, so that a storm of connections does not starve those there are
 _OUT_OF_FILES_PAUSE_S = 0.1
 _DRAIN_POLL_S = 0.01
-
-
-class Parent:
-    """The process that started us. ``watched``: end when it ends.
-
-    Kong's worker 0 starts plugin servers and a crashed worker leaves them behind. By hand, under systemd or as a
-    container's first process nothing follows from the parent: its end, or its being PID 1, means nothing.
-    """
-
-    def __init__(self, watch: str) -> None:
-        self._pid = os.getppid()
-        self.watched = watch == "always" or (watch == "auto" and _is_nginx(self._pid))
-
-    def is_gone(self) -> bool:
-        return self.watched and os.getppid() != self._pid
+_STAY_POLL_S = 0.05
 
 
 class Server:
-    """Runs until SIGTERM, SIGINT or the parent's end; then finishes what is under way, for ``drain_s`` at most."""
+    """Runs until SIGTERM or SIGINT, and then finishes what is under way, for ``drain_s`` at most; or until Kong's
+    worker has ended and nobody talks to it any more."""
 
     def __init__(
         self, file: SocketFile, engine: Engine, instances: Instances, *, parent: Parent, sweep_s: float, drain_s: float
@@ -57,6 +43,7 @@ class Server:
         self._watchers: list[Any] = []
         self._accepting: Any = self._loop.io(file.socket.fileno(), 1)
         self._withdrawn = False
+        self._left = False  # by Kong's worker
 
     def run(self) -> None:
         """Serve until told to end. On return the socket is gone and every instance closed."""
@@ -66,6 +53,8 @@ class Server:
         self._watch(self._accepting, self._accept)
         log.info("serving %s at %s, pid %d", ", ".join(self._instances.names), self._file.path, os.getpid())
         self._ending.wait()
+        if self._parent.is_gone():
+            self._stay()
         self._drain()
         self._withdrawn = True
         for watcher in self._watchers:
@@ -79,16 +68,39 @@ class Server:
         self._instances.close_all()
         log.info("ended")
 
+    def _stay(self) -> None:
+        """Serve on: a reload's next worker has connections to us, and no server of its own yet. Once it has one, that
+        one gets them; at Kong's own end there are none."""
+        self._ending.clear()
+        alone = time.monotonic()
+        while not self._ending.wait(_STAY_POLL_S):
+            replaced = not self._file.is_ours()
+            if replaced:
+                self._hand_over()
+            if self._connections or self._engine.busy:
+                alone = time.monotonic()
+            elif replaced or self._parent.kong_is_gone or time.monotonic() - alone > self._drain_s:
+                return
+
     def _drain(self) -> None:
-        """Refuse new requests, finish events, also over new connections: Kong's next Step may come on one."""
-        self._engine.draining = True
+        """Finish events, also over new connections: Kong's next Step may come on one. New requests go to the process
+        that took our place; without one they are refused."""
+        replaced = not self._file.is_ours()
+        self._engine.draining = not replaced
         log.info("ending: %d events under way", self._engine.busy)
         end = time.monotonic() + self._drain_s
-        while self._engine.busy:
+        while self._engine.busy or (replaced and self._connections):
             if time.monotonic() > end:
-                log.error("ending with %d events under way", self._engine.busy)
+                if self._engine.busy:
+                    log.error("ending with %d events under way", self._engine.busy)
                 return
+            if replaced:
+                self._hand_over()
             gevent.sleep(_DRAIN_POLL_S)
+
+    def _hand_over(self) -> None:
+        for connection in list(self._connections):
+            connection.give_up()
 
     def _watch(self, watcher: Any, callback: Any) -> Any:
         watcher.start(callback)
@@ -97,8 +109,14 @@ class Server:
 
     def _sweep(self) -> None:
         self._engine.sweep()
-        if self._parent.is_gone() and not self._ending.is_set():
+        if self._ending.is_set() or self._left:
+            return
+        if self._parent.is_gone():
+            self._left = True
             log.info("Kong's worker has ended")
+            self._ending.set()
+        elif self._parent.is_unwanted():
+            log.info("the process that Kong started has been ended")
             self._ending.set()
 
     def _accept(self) -> None:
@@ -125,9 +143,3 @@ class Server:
     def _closed(self, connection: Connection) -> None:
         self._connections.discard(connection)
         self._engine.connection_closed(connection)
-
-
-def _is_nginx(pid: int) -> bool:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip() == "nginx"
-    return False

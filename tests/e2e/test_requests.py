@@ -105,17 +105,18 @@ def test_an_aborted_stream_is_charged_what_the_engine_generated(running: Running
     assert charged == after.prompt - before_engine.prompt + 25
 
 
-def spend(client: openai.OpenAI) -> None:
-    """Ask until refused."""
+def spend(running: Running, tenant: str) -> None:
+    """Ask until refused, each time with nothing held by the request before."""
+    client = running.client(tenant)
     for _ in range(50):
         client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=64)
+        settled(running, tenant)
 
 
 def test_the_sdk_raises_rate_limit_error_when_the_budget_is_spent(running: Running) -> None:
     """A spent daily budget: 429, `insufficient_quota`, not to be retried; the engine is not asked."""
-    client = running.client("spender")
     with pytest.raises(openai.RateLimitError) as refused:
-        spend(client)
+        spend(running, "spender")
     error = refused.value
     assert error.code == "insufficient_quota"
     assert error.response.headers["x-should-retry"] == "false"
@@ -125,9 +126,8 @@ def test_the_sdk_raises_rate_limit_error_when_the_budget_is_spent(running: Runni
 
 def test_a_short_window_says_when_to_come_back(running: Running) -> None:
     """A rolling minute: `rate_limit_exceeded` with Retry-After within the window."""
-    client = running.client("bursty")
     with pytest.raises(openai.RateLimitError) as refused:
-        spend(client)
+        spend(running, "bursty")
     assert refused.value.code == "rate_limit_exceeded"
     assert 0 < int(refused.value.response.headers["retry-after"]) <= 61
 

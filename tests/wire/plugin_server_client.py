@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import select
 import socket
 import threading
 from collections.abc import Callable
@@ -93,6 +94,9 @@ class Connection:
                 continue
             return answer
 
+    def is_readable(self) -> bool:
+        return bool(select.select([self._sock], [], [], 0)[0])
+
     def was_closed(self) -> bool:
         """The server closed it, leaving nothing to read (waits)."""
         try:
@@ -164,6 +168,14 @@ class Worker:
                 step["Data"] = result
             answer = self.call("plugin.Step", step)
         return run
+
+    def given_up(self) -> int:
+        """Pooled connections on which the server gives them up, waited for (nginx would close them then)."""
+        with self._lock:
+            return sum(connection.receive()[:2] == [2, "givenUp"] for connection in self._pool)
+
+    def has_nothing_to_read(self) -> bool:
+        return not any(connection.is_readable() for connection in self._pool)
 
     def close(self) -> None:
         for connection in self._pool:

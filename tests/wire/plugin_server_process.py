@@ -48,12 +48,16 @@ open("/proc/self/comm", "w").write(sys.argv[1])
 child = subprocess.Popen(sys.argv[2:], stderr=subprocess.STDOUT)
 print("child", child.pid, flush=True)
 sys.stdin.read()
+if sys.argv[1] == "nginx":  # as Kong's worker ends: told, and killed in the same breath
+    child.terminate()
+    child.kill()
 os._exit(0)
 """
 
 
 class Launched:
-    """A process started by another, which ends when ``launcher.stdin`` is closed; both write to ``launcher.stdout``."""
+    """A process started by another, which ends when ``launcher.stdin`` is closed, and named nginx kills it first; both
+    write to ``launcher.stdout``."""
 
     def __init__(self, parent: str, command: list[str]) -> None:
         """``parent`` is the launcher's name as the system shows it: Kong's workers are named nginx."""

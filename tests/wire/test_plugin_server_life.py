@@ -1,12 +1,10 @@
-"""A plugin server's life: instances over reloads, workers and restarts; start, takeover, drain, the parent's end."""
+"""A plugin server's life: instances over reloads, workers and restarts; start and drain."""
 
 from __future__ import annotations
 
 import json
 import signal
-import socket
 import stat
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import pytest
 from plugin_server_client import ClosedWithoutAnswer, Connection, NotMessagePack, Refused, Worker, pack
 from plugin_server_probe import pack_script
-from plugin_server_process import OURS, STOCK_GEVENT, Launched, Pipe, ServerProcess
+from plugin_server_process import OURS, STOCK_GEVENT, Pipe, ServerProcess
 from plugin_server_recordings import frames_of, put_id
 
 Start = Callable[..., ServerProcess]
@@ -259,56 +257,6 @@ def test_a_drain_is_bounded(start_server: Start) -> None:
     server.wait_line("ending with 1 events under way")
 
 
-def test_a_successor_takes_over_without_a_gap(start_server: Start) -> None:
-    """A stale or a live socket is replaced in one step, and the predecessor's end leaves the successor's in place."""
-    stale = start_server()
-    stale.stop(signal.SIGKILL)
-    assert stale.path.exists()
-    first = start_server()
-    misses: list[OSError] = []
-    done = threading.Event()
-
-    def knock() -> None:
-        while not done.is_set():
-            with socket.socket(socket.AF_UNIX) as client:
-                try:
-                    client.connect(str(first.path))
-                except OSError as error:
-                    misses.append(error)
-            done.wait(0.001)
-
-    knocking = threading.Thread(target=knock)
-    knocking.start()
-    second = start_server()
-    assert first.stop() == 0
-    client = Worker(second.path)
-    client.run(client.start())
-    done.set()
-    knocking.join()
-    assert misses == []
-    assert client.pids == [second.process.pid]
-
-
 @pytest.mark.parametrize(("mode", "expected"), [((), 0o600), (("--socket-mode", "0660"), 0o660)])
 def test_the_sockets_permissions(start_server: Start, mode: tuple[str, ...], expected: int) -> None:
     assert stat.S_IMODE(start_server(*mode).path.stat().st_mode) == expected
-
-
-@pytest.mark.parametrize(("parent", "ends"), [("nginx", True), ("bash", False)])
-def test_ends_with_its_parent_only_if_that_is_kong(tmp_path: Path, parent: str, ends: bool) -> None:
-    """A crashed worker 0 leaves no orphan; a shell that ends takes nothing with it."""
-    server = Launched(parent, [*OURS, "-p", str(tmp_path)])
-    try:
-        server.wait_line("serving")
-        server.launcher.stdin.close()
-        server.launcher.wait(5)
-        if ends:
-            server.wait_line("Kong's worker has ended")
-            assert server.ends(15)
-            assert not (tmp_path / "probe.sock").exists()
-        else:
-            assert not server.ends(1.5)  # it looks once a second
-            client = Worker(tmp_path / "probe.sock")
-            client.run(client.start())
-    finally:
-        server.stop()
