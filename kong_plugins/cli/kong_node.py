@@ -82,6 +82,7 @@ def start(config: Path, stack: Stack, env: dict[str, str], port: int, service: s
         "anonymous_reports": "off",
         "nginx_worker_processes": "1",
         "proxy_error_log": str(log),
+        "admin_error_log": str(log),
         **settings(prefix),
     }
     if os.geteuid() == 0:

@@ -13,7 +13,10 @@ from typing import Any
 
 import httpx2 as httpx
 
+from kong_plugins.adapters.engine_metrics import EngineCounters
+from tests.bench.retries import Books, books_of
 from tests.e2e.conftest import Running, chat
+from tests.e2e.waiting import balance, wait_for
 
 PATH = "/v1/chat/completions"
 TOKENS = 8
@@ -103,3 +106,33 @@ def ask(running: Running, tenant: str, stream: bool = False, **more: Any) -> Rep
 def _last_json(stream: str) -> str:
     *_, last = (line.removeprefix("data: ") for line in stream.split("\n") if line.startswith("data: {"))
     return last
+
+
+@contextmanager
+def open_stream(running: Running, tenant: str) -> Iterator[None]:
+    """An answer that the engine stalls in until its client leaves."""
+    running.faults(hang_after_tokens=10, requests=1)
+    body = chat(stream=True, stream_options={"include_usage": True})
+    headers = {"apikey": running.key(tenant)}
+    with running.http.stream("POST", f"{running.stack.url}{PATH}", json=body, headers=headers) as answer:
+        assert answer.status_code == 200
+        events = (line for line in answer.iter_lines() if line.startswith("data: "))
+        for _ in range(10):
+            next(events)
+        yield
+
+
+def books_when(running: Running, tenant: str, requests: int) -> Books:
+    """Once there are so many events."""
+    wait_for(lambda: len(books_of(running.ledger, tenant).standing) >= requests, f"{requests} events of {tenant}")
+    return books_of(running.ledger, tenant)
+
+
+def agree(running: Running, books: Books, engine: EngineCounters, *loads: Load) -> None:
+    """One event for each answer, of its tokens; the tenant's budget and the engine's counters since ``engine`` add up to
+    the events."""
+    told = {reply.request_id: reply.tokens for load in loads for reply in load.served()}
+    assert {event: books.standing.get(event) for event in told} == told
+    assert balance(running, loads[0].tenant).state.committed == books.net
+    after = running.engine()
+    assert after.prompt + after.completion - engine.prompt - engine.completion == books.net

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import pytest
 
+from kong_plugins.cli.kong_node import PLUGIN_SERVERS
 from kong_plugins.cli.processes import free_port
 from kong_plugins.cli.stack import Gateway, StackOptions
-from tests.bench.retries import Books, books_of
 from tests.e2e import backends
-from tests.e2e.conftest import Running, chat, make_keys, start, suite_config
-from tests.e2e.load import PATH, Load, ask, asking
-from tests.e2e.nodes import end_server, post_config, reload, set_budgets
-from tests.e2e.waiting import balance, settled, wait_for
+from tests.e2e.conftest import Running, make_keys, start, suite_config
+from tests.e2e.load import agree, ask, asking, books_when, open_stream
+from tests.e2e.nodes import end_server, post_config, processes_with, reload, server_pid, set_budgets
+from tests.e2e.waiting import settled, wait_for
 
 LIMIT = 10_000_000
 ENDINGS = [("token-quota", signal.SIGTERM), ("token-quota", signal.SIGKILL), ("billing-events", signal.SIGKILL)]
@@ -70,20 +71,6 @@ def reloadable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         yield Reloadable(running, config, running.node.admin_url if running.node else f"http://127.0.0.1:{admin}")
 
 
-@contextmanager
-def open_stream(running: Running, tenant: str) -> Iterator[None]:
-    """An answer that the engine stalls in until its client leaves."""
-    running.faults(hang_after_tokens=10, requests=1)
-    body = chat(stream=True, stream_options={"include_usage": True})
-    headers = {"apikey": running.key(tenant)}
-    with running.http.stream("POST", f"{running.stack.url}{PATH}", json=body, headers=headers) as answer:
-        assert answer.status_code == 200
-        events = (line for line in answer.iter_lines() if line.startswith("data: "))
-        for _ in range(10):
-            next(events)
-        yield
-
-
 # In this order: for some seconds after a reload a predecessor stands in for a plugin server that ends.
 
 
@@ -104,10 +91,35 @@ def test_a_plugin_server_ends_under_load(reloadable: Reloadable, plugin: str, ho
     assert {reply.status for reply in refused} <= {500, 503}, load.statuses()
     assert {reply.error for reply in refused} <= CANNOT_CHECK, load.statuses()
     books = books_when(running, tenant, len(load.served()))
-    agree(running, load, books, engine)
+    agree(running, books, engine, load)
     assert books.outcomes == {"completed": len(load.served())}
     if how is signal.SIGTERM or not refused:
         settled(running, tenant)
+
+
+def test_the_admin_api_tells_of_kong(reloadable: Reloadable) -> None:
+    """decK asks here first. Kong 3.9 by itself cannot answer in the worker that has started a plugin server."""
+    if reloadable.running.backend == "local":
+        pytest.skip("local: it has no Admin API")
+    answer = httpx.get(reloadable.admin_url)
+    assert answer.status_code == 200, answer.text
+    assert [server["name"] for server in answer.json()["configuration"]["pluginservers"]] == [
+        "token_quota",
+        "billing_events",
+    ]
+
+
+def test_a_reload_leaves_the_new_plugin_servers_alone(reloadable: Reloadable) -> None:
+    """Kong's last worker ends when it has nothing left to do, and what it started goes with it."""
+    running = reloadable.running
+    if running.backend == "local":
+        pytest.skip("local: a reload keeps the plugin servers")
+    sockets = [running.stack.run_dir / "kong" / f"{plugin}.sock" for plugin in PLUGIN_SERVERS]
+    before = [server_pid(sock) for sock in sockets]
+    reload(running, reloadable.config)
+    wait_for(lambda: not {server_pid(sock) for sock in sockets} & {0, *before}, "new plugin servers", 60)
+    # Each is two: the one that Kong started, which waits, and the one that serves.
+    wait_for(lambda: len(processes_with(str(running.stack.run_dir / "kong"))) == 2 * len(sockets), "no others", 60)
 
 
 @pytest.mark.parametrize("how", ["reload", "post"])
@@ -126,7 +138,7 @@ def test_a_budget_changes_under_load(reloadable: Reloadable, how: str) -> None:
         load.more(5)
     assert {reply.status for reply in load.replies} == {200}, load.statuses()
     books = books_when(running, tenant, len(load.replies) + 1)
-    agree(running, load, books, engine)
+    agree(running, books, engine, load)
     assert books.outcomes == {"completed": len(load.replies), "aborted": 1}
 
     used = settled(running, tenant)
@@ -138,18 +150,3 @@ def test_a_budget_changes_under_load(reloadable: Reloadable, how: str) -> None:
     reloadable.change(tenant, how, daily(LIMIT))
     wait_for(lambda: ask(running, tenant).status == 200, "an answer", 30)
     assert settled(running, tenant) > used
-
-
-def books_when(running: Running, tenant: str, requests: int) -> Books:
-    """Once there are so many events."""
-    wait_for(lambda: len(books_of(running.ledger, tenant).standing) >= requests, f"{requests} events of {tenant}")
-    return books_of(running.ledger, tenant)
-
-
-def agree(running: Running, load: Load, books: Books, engine: Any) -> None:
-    """One event for each answer, of its tokens; the budget and the engine's counters add up to the events."""
-    told = {reply.request_id: reply.tokens for reply in load.served()}
-    assert {event: books.standing.get(event) for event in told} == told
-    assert balance(running, load.tenant).state.committed == books.net
-    after = running.engine()
-    assert after.prompt + after.completion - engine.prompt - engine.completion == books.net

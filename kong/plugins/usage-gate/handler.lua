@@ -6,6 +6,7 @@
 
 local claims_of = require "kong.plugins.usage-gate.claims"
 local leave_last = require "kong.plugins.usage-gate.leave_last"
+local keep_processes_apart = require "kong.plugins.usage-gate.processes"
 local lrucache = require "resty.lrucache"
 local request_id = require("kong.observability.tracing.request_id").get -- the PDK of 3.9 has no call for it
 local sha256_hex = require("kong.tools.sha256").sha256_hex
@@ -198,6 +199,7 @@ end
 
 
 function UsageGate:init_worker()
+  keep_processes_apart(kong.configuration.pluginservers)
   leave_last()
 end
 
