@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -61,14 +62,22 @@ def install() -> str | None:
         "--require-hashes",
         "--only-binary=:all:",
     ]
+    # A session of its own: pip --python runs another pip, which would go on installing when only the first is ended.
+    running = subprocess.Popen(
+        [*pip, *options, "-r", str(LOCK)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        done = subprocess.run(
-            [*pip, *options, "-r", str(LOCK)], capture_output=True, text=True, timeout=INSTALL_S, check=False
-        )
+        _, said = running.communicate(timeout=INSTALL_S)
     except subprocess.TimeoutExpired:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
         return f"its wheels did not arrive within {INSTALL_S} s"
-    if done.returncode != 0:
-        return f"its wheels cannot be had: {done.stderr.strip()[-300:]}"
+    if running.returncode != 0:
+        return f"its wheels cannot be had: {said.strip()[-300:]}"
     subprocess.run([str(ENGINE / "bin" / "python"), str(MODEL_SCRIPT), str(ENGINE / "model")], check=True)
     stamp.write_text(wanted)
     return None

@@ -14,33 +14,37 @@ from pathlib import Path
 import gevent
 
 from kong_plugins.adapters.background import Every, GreenletQueue, Later
-from kong_plugins.adapters.ledger import connect_ledger
+from kong_plugins.adapters.ledger import connect_ledger, connect_places
 from kong_plugins.adapters.plugin_metrics import MetricsServer, Observed, serve_metrics
 from kong_plugins.adapters.spool import DurableSpool, SpoolLimits, ledger_address, spool_bytes_max, spool_directory
 from kong_plugins.adapters.sweeper import Sweeper
 from kong_plugins.adapters.tokenizers import ModelTokenCounter, OffLoopCounter
 from kong_plugins.adapters.without_ledger import WithoutLedger
 from kong_plugins.application.admit import AdmissionCounts
+from kong_plugins.application.engine_places import OpenPlaces
 from kong_plugins.application.leasing import LeasePolicy
 from kong_plugins.application.outage import Outage, StoreOutage
-from kong_plugins.application.ports import Ledger
+from kong_plugins.application.ports import EnginePlaces, Ledger
 from kong_plugins.application.posting import Poster
 from kong_plugins.application.prompts import PromptsUnderWay
 from kong_plugins.domain.affinity import OpenByRank
 from kong_plugins.domain.concurrency import Pace
 from kong_plugins.domain.errors import CountUnavailable
+from kong_plugins.domain.shares import RENEW_S, EnginePace
 
 _log = logging.getLogger(__name__)
 
 COUNT_CAPACITY = 500  # of 128 kB of text at most; their prompts stay where they are bounded
 RELEASE_CAPACITY = 20_000  # some 0.5 kB each: the requests of a minute without a store
 RECORD_CAPACITY = 1_000  # refused requests come as fast as a client can ask: none may take a settlement's place
+LEAVE_CAPACITY = 1_000  # engines: a task gives back all of one engine's places that wait
 TIGHTEN_CAPACITY = 256  # only ever helps while budgets are scarce: late is as good as never
 DRAIN_S = 5.0
 LATER_S = 1.0  # a second chance for what the other plugin's log phase does within milliseconds, or not at all
 RESUME_S = 30.0  # how soon what an ended process left in the spool is found by one that goes on
 
 Connect = Callable[[str, float], Ledger]
+ConnectPlaces = Callable[[str, float], EnginePlaces]
 
 
 @dataclass(slots=True)
@@ -53,17 +57,36 @@ class _Way:
     resuming: Every
 
 
+@dataclass(slots=True)
+class _Places:
+    """Engines' places in one store, and who vouches for those that are taken."""
+
+    store: EnginePlaces
+    open: OpenPlaces
+    renewing: Every
+
+
 def _connect(url: str, timeout_s: float) -> Ledger:
     return connect_ledger(url, timeout_s=timeout_s)
+
+
+def _connect_places(url: str, timeout_s: float) -> EnginePlaces:
+    return connect_places(url, timeout_s=timeout_s)
 
 
 class ProcessParts:
     """Shared by every instance that has joined; the last one to leave ends them, drains what is not yet settled, and
     leaves in the spool what cannot be."""
 
-    def __init__(self, connect: Connect = _connect, spool_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        connect: Connect = _connect,
+        spool_dir: Path | None = None,
+        connect_places: ConnectPlaces = _connect_places,
+    ) -> None:
         """``spool_dir``: that of :func:`spool_directory` where there is none."""
         self._connect = connect
+        self._connect_places = connect_places
         self._spool_dir = spool_dir
         self._members = 0
         self._metrics: MetricsServer | None = None
@@ -73,14 +96,17 @@ class ProcessParts:
         self._ways: dict[str, _Way] = {}
         self._ledgers: dict[tuple[str, float], Ledger] = {}
         self._away: dict[str, WithoutLedger] = {}
+        self._places: dict[tuple[str, float], _Places] = {}
         self._sweepers: list[Sweeper] = []
         self._counters: dict[tuple[tuple[str, str], ...], OffLoopCounter] = {}
         self.prompts = PromptsUnderWay()
         self.pace = Pace()
+        self.engine_pace = EnginePace()
         self.ranks = OpenByRank()
         self.counts = GreenletQueue("count", capacity=COUNT_CAPACITY)
         self.releases = GreenletQueue("release", capacity=RELEASE_CAPACITY)
         self.records = GreenletQueue("record", capacity=RECORD_CAPACITY)
+        self.leaves = GreenletQueue("leave", capacity=LEAVE_CAPACITY)
         self.tightens = GreenletQueue("tighten", capacity=TIGHTEN_CAPACITY)
         self.later = Later(LATER_S)
 
@@ -95,7 +121,8 @@ class ProcessParts:
             return
         ledgers, sweepers, counters, ways = self._ledgers, self._sweepers, self._counters, self._ways
         without = list(self._away.values())
-        counts, others, later = self.counts, (self.tightens, self.releases, self.records), self.later
+        counts, others, later = self.counts, (self.tightens, self.releases, self.records, self.leaves), self.later
+        places = self._places
         self._open()  # whoever joins while these drain has its own
         later.flush()
         if not counts.close(DRAIN_S):
@@ -114,8 +141,10 @@ class ProcessParts:
             counter.close()
         for sweeper in sweepers:
             sweeper.stop()
-        for ledger in ledgers.values():
-            close = getattr(ledger, "close", None)
+        for each in places.values():
+            each.renewing.stop()
+        for store in (*ledgers.values(), *(each.store for each in places.values())):
+            close = getattr(store, "close", None)
             if close is not None:
                 close()
 
@@ -132,6 +161,16 @@ class ProcessParts:
             self._sweepers.append(Sweeper(self._ledgers[key]))
             self._sweepers[-1].start()
         return self._ledgers[key]
+
+    def places(self, url: str, timeout_s: float) -> OpenPlaces:
+        """Engines' places in a store; vouched for until the last instance leaves. Errors as ``ledger``."""
+        key = (url, timeout_s)
+        if key not in self._places:
+            store = self._connect_places(url, timeout_s)
+            opened = OpenPlaces(store, self.leaves)
+            self._places[key] = _Places(store, opened, Every(RENEW_S, opened.renew))
+            self._places[key].renewing.start()
+        return self._places[key].open
 
     def poster(self, url: str, timeout_s: float) -> Poster:
         """One for each store. What earlier processes left in its spool is replayed from now on.

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from kong_plugins.domain.holds import HoldOutcome, HoldRequest, Line, LineState, Registration, Settlement, SettleOutcome
 from kong_plugins.domain.leases import LeaseOutcome, LeaseRequest
+from kong_plugins.domain.shares import EngineShare, PlaceState
 
 
 class LedgerUnavailable(Exception):  # noqa: N818 - a state, not a fault
@@ -101,6 +102,24 @@ class Ledger(Protocol):
 
     def outbox(self, partition: int, after: str = "0", count: int = 100) -> tuple[OutboxEntry, ...]:
         """Events of a partition, oldest first, after a position."""
+
+
+class EnginePlaces(Protocol):
+    """The places of engines, which all their tenants share (:mod:`kong_plugins.domain.shares`). A request's is
+    (tenant, hold id). Each is a lease: free again when nobody has vouched for it for ``LEASE_US``.
+
+    Raises:
+        LedgerUnavailable: from every method.
+    """
+
+    def enter(self, share: EngineShare, tenant: str, hold_id: str) -> PlaceState:
+        """Take a place, where :func:`~kong_plugins.domain.shares.may_enter`. Whoever has one is admitted again."""
+
+    def leave(self, key: str, requests: Sequence[tuple[str, str]]) -> int:
+        """Give places back. Returns how many were taken; the others change nothing."""
+
+    def renew(self, key: str, requests: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+        """Vouch for places once more. Returns those that are gone, and stay so."""
 
 
 class SinkUnavailable(Exception):  # noqa: N818 - a state, not a fault

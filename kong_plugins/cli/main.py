@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kong_plugins.cli import check, collector, credit, quota, reconcile, report, spool
+from kong_plugins.cli import check, collector, credit, quota, reconcile, report, salt, spool
 from kong_plugins.cli.stack import Gateway, StackOptions, default_config, default_data_dir
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.add_typer(collector.app, name="collector")
 app.add_typer(report.app, name="report")
 app.command()(reconcile.reconcile)
 app.command()(check.check)
+app.command()(salt.salt)
 # A negative amount is no option.
 app.command(context_settings={"ignore_unknown_options": True})(credit.credit)
 

@@ -38,7 +38,8 @@ from kong_plugins.adapters.openai_wire import (
     usage_bound,
 )
 from kong_plugins.adapters.process_parts import ProcessParts, process_parts
-from kong_plugins.application.admit import Admission, AdmissionPolicy, Ask, Crowded, Denied, Held
+from kong_plugins.application.admit import Admission, AdmissionPolicy, Ask, Crowded, Decided, Denied, Held
+from kong_plugins.application.engine_places import Full, OpenPlaces, SharedEngine
 from kong_plugins.application.ports import LedgerUnavailable
 from kong_plugins.application.settle import NO_ANSWER, Answer, Settling, UnknownUsagePolicy
 from kong_plugins.domain.attempts import AnswerKept, Attempt, Earlier
@@ -49,6 +50,7 @@ from kong_plugins.domain.errors import BadRequest, CountUnavailable
 from kong_plugins.domain.events import Admitted, Ending, billing_event
 from kong_plugins.domain.holds import DecidedBy, Outcome
 from kong_plugins.domain.planning import PlannedLine, plan
+from kong_plugins.domain.shares import EngineShare, PlaceState
 from kong_plugins.domain.usage import NO_USAGE, Evidence, Usage
 from kong_plugins.token_quota.alerts import Alerts
 from kong_plugins.token_quota.config import ConfigError, QuotaConfig, parse_config
@@ -59,6 +61,7 @@ from kong_plugins.token_quota.responses import (
     Problem,
     Reply,
     crowded_reply,
+    full_reply,
     quota_headers,
     refusal_reply,
     reply,
@@ -124,6 +127,7 @@ class Plugin:
             outage, counts = self._parts.outage(
                 self._config.ledger_url, self._config.ledger_timeout_s, self._config.store_outage, self._config.lease
             )
+            self._places = self._engine_places()
             self._counter = self._parts.counter(self._config.tokenizers, self._config.models)
         except BaseException as error:
             self._parts.leave()
@@ -143,6 +147,10 @@ class Plugin:
             outage=outage,
             counts=counts,
         )
+        most_us = self._config.sharing.slot_ttl_us
+        self._engine: SharedEngine | None = None
+        if self._places is not None:
+            self._engine = SharedEngine(self._admission, self._places, _begin, gevent.sleep, most_us)
         unknown = UnknownUsagePolicy(
             self._config.unknown_usage,
             self._parts.prompts,
@@ -200,7 +208,7 @@ class Plugin:
         try:
             asked = self._read(gate, endpoint)
             record = self._record(asked)
-            decided = self._admission.admit(self._ask(asked, record))
+            decided = self._admit(self._ask(asked, record), gate)
         except NoIdentity as error:
             return reply(Problem(401, "no_identity", str(error)), caller)
         except BadRequest as error:
@@ -215,11 +223,14 @@ class Plugin:
             return self._refused(asked, record, decided, caller)
         if isinstance(decided, Crowded):
             return self._crowded(asked, record, decided, caller)
+        if isinstance(decided, Full):
+            return self._full(asked, record, decided, caller)
         try:
             kong.ctx.shared.set(DECISION, self._decision(asked, record, decided))
         except BaseException:
             # Mostly Kong that did not wait so long: the client has its 503, and no log phase will tell of a hold.
             self._admission.forsake(asked.tenant, gate.id, decided.planned)
+            self._leave_place(asked.tenant, gate.id, gate.service.name if gate.service else None)
             self._parts.ranks.leave(gate.id)
             raise
         return None
@@ -270,6 +281,23 @@ class Plugin:
             attempt=asked.attempt,
             slots=self._slots(asked.gate.service.name if asked.gate.service else None, demand.model),
         )
+
+    def _engine_places(self) -> OpenPlaces | None:
+        if self._config.sharing.engine_places is None:
+            return None
+        return self._parts.places(self._config.ledger_url, self._config.ledger_timeout_s)
+
+    def _admit(self, ask: Ask, gate: GateRequest) -> Decided | Full:
+        share = self._config.sharing.share(gate.service.name if gate.service else "")
+        if self._engine is None or share is None:
+            return self._admission.admit(ask)
+        return self._engine.admit(ask, share)
+
+    def _leave_place(self, tenant: str, hold_id: str, service: str | None) -> EngineShare | None:
+        share = self._config.sharing.share(service or "")
+        if self._places is not None and share is not None:
+            self._places.leave(share.key, tenant, hold_id)
+        return share
 
     def _slots(self, service: str | None, model: str) -> tuple[Slots, ...]:
         return self._config.sharing.slots(service or "", model)
@@ -342,12 +370,21 @@ class Plugin:
         took_us = time.time_ns() // 1000 - ending.started_ms * 1000
         for each in self._slots(admitted.service, admitted.model):
             self._parts.pace.ended(admitted.tenant, each.key, took_us)
+        share = self._leave_place(admitted.tenant, admitted.hold_id, admitted.service)
+        if share is not None:
+            self._parts.engine_pace.ended(share.key, took_us)
 
     def _crowded(self, asked: _Asked, record: Admitted, crowded: Crowded, caller: Caller) -> Reply:
         self._record_denial(asked, record, crowded.state.key)
         now_us, patience_us = crowded.outcome.now_us, self._config.patience_us
         wait_us = self._parts.pace.turn_us(asked.tenant, crowded.state, now_us, patience_us)
         return crowded_reply(crowded.state, asked.demand.model, wait_us, caller)
+
+    def _full(self, asked: _Asked, record: Admitted, full: Full, caller: Caller) -> Reply:
+        self._record_denial(asked, record, f"engine|{full.share.key}")
+        patience_us = self._config.patience_us
+        wait_us = self._parts.engine_pace.turn_us(full.share.key, asked.tenant, full.state, patience_us)
+        return full_reply(full.state, wait_us, caller)
 
     def _refused(self, asked: _Asked, record: Admitted, denied: Denied, caller: Caller) -> Reply:
         self._record_denial(asked, record, denied.refusal.budget)
@@ -394,6 +431,12 @@ class Plugin:
         if not self._warned_of_tap:
             self._warned_of_tap = True
             _log.error("usage-tap is not enabled on a route of token-quota: nothing is settled there. Enable it.")
+
+
+def _begin(call: Callable[[], PlaceState | None]) -> Callable[[], PlaceState | None]:
+    begun: gevent.Greenlet = gevent.spawn(call)
+    result: Callable[[], PlaceState | None] = begun.get
+    return result
 
 
 def _answer(kong: Any, kept: AnswerKept) -> Answer:

@@ -15,6 +15,7 @@ from kong_plugins.domain.demand import Endpoint
 from kong_plugins.domain.holds import LineState
 from kong_plugins.domain.planning import Counts, PlannedLine
 from kong_plugins.domain.refusals import Reason, Refusal, explain, timestamp, window_seconds
+from kong_plugins.domain.shares import PlaceState
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 _SECOND_US = 1_000_000
@@ -116,6 +117,15 @@ def crowded_reply(state: SlotState, model: str, wait_us: int, caller: Caller) ->
     details = {"limit": state.limit, "running": state.taken, "unit": "concurrent-requests"}
     problem = Problem(429, "concurrency_limit", message, kind="rate_limit_exceeded", details=details)
     return reply(problem, caller, headers)
+
+
+def full_reply(state: PlaceState, wait_us: int, caller: Caller) -> Reply:
+    """A 429 of an engine that is full, or of which this tenant holds the most. What others hold is not told."""
+    headers = _retry_after(wait_us)
+    why = "full" if state.full else f"nearly full, and none holds more of it than your {state.mine} requests do"
+    message = f"The engine is {why}. Try again in {headers['Retry-After']} s."
+    details = {"running": state.mine, "unit": "concurrent-requests"}
+    return reply(Problem(429, "engine_full", message, kind="rate_limit_exceeded", details=details), caller, headers)
 
 
 def _retry_after(wait_us: int) -> dict[str, str]:

@@ -12,7 +12,8 @@ from kong_plugins.adapters.openai_wire import Request, opening, system_prompt
 from kong_plugins.domain.affinity import prefix_key
 from kong_plugins.domain.concurrency import Slots
 from kong_plugins.domain.demand import Endpoint
-from kong_plugins.domain.salts import KEY_CHARS_MIN, Sharing, prompt_digest, salt_of
+from kong_plugins.domain.salts import NO_KEY, SaltKey, Sharing, prompt_digest, salt_keys, salt_of
+from kong_plugins.domain.shares import EngineShare
 
 SALT_KEY_ENV = "TOKEN_QUOTA_CACHE_SALT_KEY"
 RANK_HEADER = "X-data-parallel-rank"  # vLLM's; usage-gate keeps a client's own away
@@ -36,12 +37,14 @@ class SharingRules:
     limit: int | None
     by_model: Mapping[str, int]
     slot_ttl_us: int
+    engine_places: int | None
+    engine_weight: int
     priority: int | None
     salted_by: Sharing | None
     group: str
     shared_prompts: frozenset[str]
     affinity: Affinity | None
-    salt_key: str
+    salt_key: SaltKey
 
     def __repr__(self) -> str:
         """Without the key: a configuration may be logged."""
@@ -54,6 +57,12 @@ class SharingRules:
         if (limit := self.by_model.get(model)) is not None:
             return (*slots, Slots(f"{key}|model={quote(model, safe='')}", limit, self.slot_ttl_us))
         return slots
+
+    def share(self, service: str) -> EngineShare | None:
+        """The places of all tenants that it takes one of."""
+        if self.engine_places is None:
+            return None
+        return EngineShare(f"service={quote(service, safe='')}", self.engine_places, self.engine_weight)
 
     def salt(self, tenant: str, request: Request) -> str | None:
         """None: the engine is to share cached prefixes among all that have none."""
@@ -87,17 +96,17 @@ def read_sharing(values: Mapping[str, Any], environ: Mapping[str, str], problems
         problems.append("config.cache_group: required when cache_salt is group")
     if salted_by is not Sharing.GROUP and group:
         problems.append("config.cache_group: has no effect unless cache_salt is group")
-    salt_key = str(values.get("cache_salt_key") or environ.get(SALT_KEY_ENV) or "")
-    if 0 < len(salt_key) < KEY_CHARS_MIN:
-        problems.append(
-            f"config.cache_salt_key: at least {KEY_CHARS_MIN} characters (or {SALT_KEY_ENV} in the plugin server's"
-            " environment), such as `openssl rand -hex 32` makes"
-        )
+    salt_key = _salt_key(str(values.get("cache_salt_key") or environ.get(SALT_KEY_ENV) or ""), problems)
+    places, weight = values.get("engine_places"), int(values["engine_weight"])
+    if places is None and weight != 1:
+        problems.append("config.engine_weight: has no effect without engine_places")
     limit, by_model = values.get("max_concurrent_requests"), dict(values.get("max_concurrent_by_model") or {})
     return SharingRules(
         limit=None if limit is None else int(limit),
         by_model=MappingProxyType({str(model): int(most) for model, most in by_model.items()}),
         slot_ttl_us=min(int(values["concurrency_ttl_s"]), int(values["hold_ttl_s"])) * 1_000_000,
+        engine_places=None if places is None else int(places),
+        engine_weight=weight,
         priority=None if values.get("priority") is None else int(values["priority"]),
         salted_by=salted_by,
         group=group,
@@ -105,6 +114,15 @@ def read_sharing(values: Mapping[str, Any], environ: Mapping[str, str], problems
         affinity=_affinity(values, problems),
         salt_key=salt_key,
     )
+
+
+def _salt_key(text: str, problems: list[str]) -> SaltKey:
+    """The first, which new requests' salts are made with."""
+    try:
+        return next(iter(salt_keys(text)), NO_KEY)
+    except ValueError as error:
+        problems.append(f"config.cache_salt_key (or {SALT_KEY_ENV} in the plugin server's environment): {error}")
+        return NO_KEY
 
 
 def _affinity(values: Mapping[str, Any], problems: list[str]) -> Affinity | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kong_plugins.domain.affinity import RANKS_MAX
 from kong_plugins.domain.concurrency import SLOTS_MAX
 from kong_plugins.domain.salts import KEY_CHARS_MIN
+from kong_plugins.domain.shares import KEPT_PERCENT, PLACES_MAX, WEIGHT_MAX
 from kong_plugins.token_quota.schema_kinds import NAME, Schema, choice, distinct, integer, mapping, text
 
 PRIORITY_MAX = 1_000_000
@@ -22,6 +23,25 @@ SHARING: Schema = [
         "max_concurrent_by_model": mapping(
             "Likewise for requests for one model (as clients name it), beside max_concurrent_requests.",
             {"type": "integer", "between": [1, SLOTS_MAX]},
+        )
+    },
+    {
+        "engine_places": integer(
+            "How many requests of all tenants together run at a time on one service, whatever rows they have: the same"
+            f" in each of them. The last {KEPT_PERCENT} percent are for tenants that hold less than others do, so"
+            " whoever holds the most is refused first, with a 429 `engine_full` that says when to come back. Unset: any"
+            " number.",
+            1,
+            PLACES_MAX,
+        )
+    },
+    {
+        "engine_weight": integer(
+            "For engine_places: a tenant with weight 2 may hold twice as many places as one with 1 when both want more"
+            " than there are.",
+            1,
+            WEIGHT_MAX,
+            default=1,
         )
     },
     {
@@ -55,8 +75,9 @@ SHARING: Schema = [
     {
         "cache_salt_key": text(
             f"A secret of at least {KEY_CHARS_MIN} characters that salts are made with, so that nobody who reaches the"
-            " engine another way can make a tenant's. The same on all gateways. Another one leaves caches cold once."
-            " Unset: the plugin server's TOKEN_QUOTA_CACHE_SALT_KEY, or no key.",
+            " engine another way can make a tenant's. The same on all gateways. ID:SECRET shows the id in each salt; of"
+            " several, with spaces between, the first makes salts and `token-quota salt` knows them all. Another first"
+            " one leaves caches cold once. Unset: the plugin server's TOKEN_QUOTA_CACHE_SALT_KEY, or no key.",
             referenceable=True,
             encrypted=True,
         )

@@ -19,8 +19,10 @@ from kong_plugins.adapters.ledger.concurrency import Concurrency, detect
 from kong_plugins.adapters.ledger.connections import Command, Connections
 from kong_plugins.adapters.ledger.pooled_client import Client, PooledClient
 from kong_plugins.adapters.ledger.redis_ledger import RedisLedger
+from kong_plugins.adapters.ledger.redis_places import RedisPlaces
 from kong_plugins.adapters.ledger.shared_socket import SharedSocket
 from kong_plugins.application.ports import LedgerUnavailable
+from kong_plugins.domain.shares import LEASE_US
 
 TIMEOUT_S = 0.5  # An answer takes well under a millisecond; half a second is a ledger in trouble.
 
@@ -52,6 +54,14 @@ def connect_ledger(
     """
     connections = _connections(url, timeout_s, concurrency or detect())
     return RedisLedger(connections, grace_us=grace_us, terminal_us=terminal_us, answers_bytes=answers_bytes)
+
+
+def connect_places(
+    url: str, *, timeout_s: float = TIMEOUT_S, lease_us: int = LEASE_US, concurrency: Concurrency | None = None
+) -> RedisPlaces:
+    """Engines' places in the store of the ledger at ``url``, by a connection of their own: a request asks for its place
+    and for its hold at the same time. Connects when first used (a Cluster: now). Arguments and errors as above."""
+    return RedisPlaces(_connections(url, timeout_s, concurrency or detect()), lease_us=lease_us)
 
 
 def open_client(url: str, *, timeout_s: float) -> Client:

@@ -20,12 +20,10 @@ class Script:
     sha: str
 
 
-def load_script(name: str) -> Script:
-    """``lua/NAME.lua`` with what every script needs in front."""
+def load_script(name: str, parts: Sequence[str] = ("attempts", "holds", "leases")) -> Script:
+    """``lua/NAME.lua`` with what every script needs in front, and these parts."""
     folder = files("kong_plugins.adapters.ledger") / "lua"
-    source = b"\n".join(
-        (folder / f"{part}.lua").read_bytes() for part in ("common", "attempts", "holds", "leases", name)
-    )
+    source = b"\n".join((folder / f"{part}.lua").read_bytes() for part in ("common", *parts, name))
     return Script(name, source, hashlib.sha1(source, usedforsecurity=False).hexdigest())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import gevent
 import msgpack
 
-from kong_plugins.adapters.ledger import MemoryLedger
+from kong_plugins.adapters.ledger import MemoryLedger, MemoryPlaces
 from kong_plugins.adapters.process_parts import ProcessParts
 from kong_plugins.application.ports import LedgerUnavailable
 from kong_plugins.domain.holds import HoldOutcome, HoldRequest, Settlement, SettleOutcome
@@ -152,7 +152,10 @@ class Bench:
     def __init__(self, **config: Any) -> None:
         self.clock = Clock()
         self.ledger = SwitchableLedger(self.clock)
-        self.parts = ProcessParts(connect=lambda _url, _timeout_s: self.ledger)
+        self.places = MemoryPlaces(self.clock)
+        self.parts = ProcessParts(
+            connect=lambda _url, _timeout_s: self.ledger, connect_places=lambda _url, _timeout_s: self.places
+        )
         self.plugin = Plugin({"ledger_url": "redis://127.0.0.1/0", **config}, self.parts)
         self._requests = 0
 

@@ -11,7 +11,9 @@ import gevent
 import pytest
 from scripted_kong import Bench, ScriptedKong, budget, chat
 
-from kong_plugins.domain.salts import Sharing, salt_of
+from kong_plugins.adapters.ledger import MemoryPlaces
+from kong_plugins.application.ports import LedgerUnavailable
+from kong_plugins.domain.salts import SaltKey, Sharing, salt_of
 from kong_plugins.token_quota.config import ConfigError, QuotaConfig, parse_config
 
 KEY = "a secret of more than 16 characters"
@@ -115,6 +117,81 @@ def test_tenants_services_and_models_have_places_of_their_own() -> None:
     assert bench.access(chat(model="small")).status == 429
 
 
+def test_whoever_holds_the_most_of_an_engine_is_refused_and_another_tenant_is_not() -> None:
+    """429 engine_full, nothing held and nothing told of others; a request that ends makes room again."""
+    bench = Bench(budgets=[budget(limit=100_000)], engine_places=5)
+    flood = [bench.access() for _ in range(4)]
+    assert [one.status for one in flood] == [None] * 4
+    held = bench.held()
+    refused = bench.access()
+    assert refused.status == 429
+    assert (refused.error["code"], refused.error["type"]) == ("engine_full", "rate_limit_exceeded")
+    assert (refused.error["running"], refused.headers["Retry-After"]) == (4, "1")
+    assert "nearly full" in refused.error["message"]
+    assert bench.held() == held
+    assert bench.access(consumer=GLOBEX).status is None
+    full = bench.access(consumer={"id": "3", "username": "third"})
+    assert full.error["message"] == "The engine is full. Try again in 1 s."
+    assert bench.access(service={"id": "s2", "name": "another"}).status is None
+    for one in flood[:2]:
+        ended(bench, one)
+    assert bench.parts.leaves.join(20)
+    assert bench.access().status is None
+
+
+def test_a_request_refused_for_another_reason_takes_no_place() -> None:
+    """Over its budget, over its own limit, a retry of one that runs, the ledger out of reach: all give it back."""
+    bench = Bench(budgets=[budget(limit=900)], engine_places=100, max_concurrent_requests=2)
+    assert bench.access(idempotency_key="one").status is None
+    assert bench.access(idempotency_key="one").status == 409
+    assert bench.access().status is None
+    assert bench.access().error["code"] == "concurrency_limit"
+    assert bench.access(chat(max_tokens=1_000), consumer=GLOBEX).error["code"] == "request_exceeds_limit"
+    bench.ledger.cut = True
+    assert bench.access(consumer=GLOBEX).status == 503
+    bench.ledger.cut = False
+    assert bench.parts.leaves.join(20)
+    assert taken(bench) == 2
+
+
+def taken(bench: Bench) -> int:
+    share = bench.plugin._config.sharing.share("deepseek-r1")
+    assert share is not None
+    return bench.places.enter(share, "who looks", "0").taken - 1
+
+
+def test_a_burst_that_finds_the_engine_full_holds_nothing() -> None:
+    """All ask at once while the engine is empty: place and hold are asked for together, and the holds of those that
+    found no place are emptied."""
+    bench = Bench(budgets=[budget(limit=100_000)], engine_places=5)
+    burst = [gevent.spawn(bench.access) for _ in range(30)]
+    gevent.joinall(burst, timeout=20)
+    admitted = [one.value for one in burst if one.value.status is None]
+    assert len(admitted) == 4
+    assert {one.value.error["code"] for one in burst if one.value.status is not None} == {"engine_full"}
+    assert bench.parts.releases.join(20)
+    assert bench.held() == 4 * sum(admitted[0].decision["log"]["bound"])
+
+
+def test_a_request_is_not_refused_because_places_cannot_be_asked_for() -> None:
+    class Away(MemoryPlaces):
+        def enter(self, *_: Any) -> Any:
+            raise LedgerUnavailable("the line is cut")
+
+    bench = Bench(budgets=[budget(limit=100_000)], engine_places=1)
+    bench.plugin._places._store = Away(bench.clock)  # type: ignore[union-attr]
+    assert [bench.access().status for _ in range(3)] == [None] * 3
+
+
+def test_a_weight_alone_says_nothing() -> None:
+    with pytest.raises(ConfigError, match="engine_weight: has no effect without engine_places"):
+        config(engine_weight=3)
+    share = config(engine_places=9, engine_weight=3).sharing.share("a/b")
+    assert share is not None
+    assert (share.key, share.places, share.weight) == ("service=a%2Fb", 9, 3)
+    assert config().sharing.share("a") is None
+
+
 def test_a_request_that_nobody_waits_for_any_more_gives_its_place_back() -> None:
     """The ledger's reply was lost: the hold took effect, the client got a 503."""
     bench = Bench(max_concurrent_requests=1)
@@ -160,7 +237,9 @@ def test_priority_is_the_rows_and_never_the_clients() -> None:
 
 def test_who_shares_a_salt() -> None:
     """tenant: nobody. group: rows that name it. shared: there is none."""
-    assert sent(Bench(cache_salt_key=KEY).access())["cache_salt"] == salt_of(Sharing.TENANT, "tenant_a", KEY)
+    assert sent(Bench(cache_salt_key=KEY).access())["cache_salt"] == salt_of(
+        Sharing.TENANT, "tenant_a", SaltKey("", KEY)
+    )
     group = {"cache_salt": "group", "cache_group": "research"}
     ours, theirs = Bench(**group).access(), Bench(**group).access(consumer=GLOBEX)
     assert sent(ours)["cache_salt"] == sent(theirs)["cache_salt"] == salt_of(Sharing.GROUP, "research")
@@ -179,10 +258,10 @@ def test_a_public_prompt_is_shared_and_nothing_else(path: str, body: dict[str, A
     """By all tenants whose rows name it, word for word, and only where the prompt begins with it."""
     digest = sha256(PUBLIC.encode()).hexdigest()
     bench = Bench(cache_shared_prompts=[digest], cache_salt_key=KEY)
-    expected = salt_of(Sharing.PROMPT, digest, KEY)
+    expected = salt_of(Sharing.PROMPT, digest, SaltKey("", KEY))
     for consumer in (GLOBEX, {"id": "5f6c", "username": "tenant_a"}):
         assert sent(bench.access(body, path=path, consumer=consumer))["cache_salt"] == expected
-    own = salt_of(Sharing.TENANT, "tenant_a", KEY)
+    own = salt_of(Sharing.TENANT, "tenant_a", SaltKey("", KEY))
     private = json.loads(json.dumps(body).replace(PUBLIC, PUBLIC + " "))
     assert sent(bench.access(private, path=path))["cache_salt"] == own
     assert sent(bench.access(chat(messages=[{"role": "user", "content": PUBLIC}])))["cache_salt"] == own
@@ -268,8 +347,8 @@ def test_the_salts_key_comes_from_row_or_environment_and_is_in_no_text() -> None
     """A row's wins; neither repr nor an error shows it."""
     environ = {"TOKEN_QUOTA_CACHE_SALT_KEY": KEY}
     row = {"ledger_url": "redis://127.0.0.1/0"}
-    assert parse_config(row, environ).sharing.salt_key == KEY
-    assert parse_config({**row, "cache_salt_key": KEY * 2}, environ).sharing.salt_key == KEY * 2
+    assert parse_config(row, environ).sharing.salt_key == SaltKey("", KEY)
+    assert parse_config({**row, "cache_salt_key": KEY * 2}, environ).sharing.salt_key == SaltKey("", KEY * 2)
     assert KEY not in repr(parse_config(row, environ))
     with pytest.raises(ConfigError) as error:
         config(cache_salt_key="tooshort")
