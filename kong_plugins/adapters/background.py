@@ -60,6 +60,8 @@ class GreenletQueue:
                 task()
             except Exception:  # noqa: BLE001  # the next task is another request's
                 _log.exception("%s: a task failed", self._name)
+        # Now, not when the hub tells of the end: whoever submits before that would take this worker for one that runs.
+        self._running.discard(gevent.getcurrent())
 
 
 class Every:

@@ -54,3 +54,17 @@ def test_prompts_are_bounded_by_bytes_and_taken_once() -> None:
     assert prompts.bytes_held == 4
     prompts.remember("c", 6, lambda: 1)
     assert prompts.bytes_held == 6
+
+
+def test_a_task_given_right_after_the_last_one_ended_is_run() -> None:
+    """By whoever runs next, before the hub has told that the worker is gone."""
+    queue = GreenletQueue("test")
+    done: list[str] = []
+
+    def first() -> None:
+        gevent.spawn(queue.submit, lambda: done.append("second"))
+        done.append("first")
+
+    queue.submit(first)
+    gevent.sleep(0.05)
+    assert done == ["first", "second"]
