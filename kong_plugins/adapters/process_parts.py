@@ -167,7 +167,7 @@ class ProcessParts:
         key = (url, timeout_s)
         if key not in self._places:
             store = self._connect_places(url, timeout_s)
-            opened = OpenPlaces(store, self.leaves)
+            opened = OpenPlaces(store, self.leaves, self.engine_pace)
             self._places[key] = _Places(store, opened, Every(RENEW_S, opened.renew))
             self._places[key].renewing.start()
         return self._places[key].open

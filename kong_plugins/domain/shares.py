@@ -22,7 +22,7 @@ LEASE_US = 30_000_000
 RENEW_S = 10.0
 
 ENGINES_REMEMBERED = 1_000
-_WEIGHT = 32  # of the mean so far, against one more duration: all tenants' requests come by here
+_WEIGHT = 8  # of the mean so far, against one more duration
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,8 @@ def may_enter(share: EngineShare, taken: int, mine: int, most_of_others: float) 
 
 @dataclass(slots=True)
 class _Drain:
-    mean_us: float
+    mean_us: float = UNMEASURED_US
+    measured: bool = False
     turns_us: OrderedDict[str, float] = field(default_factory=OrderedDict)
 
 
@@ -92,22 +93,18 @@ class EnginePace:
         self._drains: OrderedDict[str, _Drain] = OrderedDict()
 
     def ended(self, key: str, took_us: int) -> None:
-        """A request that had a place is over."""
-        drain = self._drains.get(key)
-        if drain is None:
-            self._drains[key] = _Drain(max(1, took_us))
-            if len(self._drains) > ENGINES_REMEMBERED:
-                self._drains.popitem(last=False)
-            return
-        drain.mean_us += (max(1, took_us) - drain.mean_us) / _WEIGHT
-        self._drains.move_to_end(key)
+        """A request has given its place back, after so long."""
+        drain = self._drain(key)
+        if drain.measured:
+            drain.mean_us += (max(1, took_us) - drain.mean_us) / _WEIGHT
+        else:
+            drain.mean_us, drain.measured = max(1, took_us), True
 
     def turn_us(self, key: str, tenant: str, state: PlaceState, patience_us: int) -> int:
         """How long a refused request shall wait, at most ``patience_us``. A full engine frees its places one after
-        another; a tenant beyond its share has to wait for those that it holds itself."""
-        drain = self._drains.get(key)
-        if drain is None:
-            return min(UNMEASURED_US, patience_us)
+        another; a tenant beyond its share has to wait for those that it holds itself. Until a request has ended each
+        is taken to need a second."""
+        drain = self._drain(key)
         step_us = drain.mean_us / max(1, state.places if state.full else state.mine)
         turn_us = min(max(drain.turns_us.get(tenant, 0.0), state.now_us) + step_us, state.now_us + patience_us)
         drain.turns_us[tenant] = turn_us
@@ -115,3 +112,10 @@ class EnginePace:
         if len(drain.turns_us) > REMEMBERED:
             drain.turns_us.popitem(last=False)
         return max(1, round(turn_us - state.now_us))
+
+    def _drain(self, key: str) -> _Drain:
+        drain = self._drains.setdefault(key, _Drain())
+        self._drains.move_to_end(key)
+        if len(self._drains) > ENGINES_REMEMBERED:
+            self._drains.popitem(last=False)
+        return drain

@@ -18,6 +18,7 @@ from kong_plugins.adapters.kong_request import (
     DECISION,
     GATE,
     TAP,
+    Entity,
     GateRequest,
     answer_kept,
     read_answer,
@@ -38,7 +39,7 @@ from kong_plugins.adapters.openai_wire import (
     usage_bound,
 )
 from kong_plugins.adapters.process_parts import ProcessParts, process_parts
-from kong_plugins.application.admit import Admission, AdmissionPolicy, Ask, Crowded, Decided, Denied, Held
+from kong_plugins.application.admit import Admission, AdmissionPolicy, Ask, Crowded, Denied, Held
 from kong_plugins.application.engine_places import Full, OpenPlaces, SharedEngine
 from kong_plugins.application.ports import LedgerUnavailable
 from kong_plugins.application.settle import NO_ANSWER, Answer, Settling, UnknownUsagePolicy
@@ -127,7 +128,7 @@ class Plugin:
             outage, counts = self._parts.outage(
                 self._config.ledger_url, self._config.ledger_timeout_s, self._config.store_outage, self._config.lease
             )
-            self._places = self._engine_places()
+            places = self._engine_places()
             self._counter = self._parts.counter(self._config.tokenizers, self._config.models)
         except BaseException as error:
             self._parts.leave()
@@ -148,9 +149,7 @@ class Plugin:
             counts=counts,
         )
         most_us = self._config.sharing.slot_ttl_us
-        self._engine: SharedEngine | None = None
-        if self._places is not None:
-            self._engine = SharedEngine(self._admission, self._places, _begin, gevent.sleep, most_us)
+        self._engine = SharedEngine(self._admission, places, _begin, gevent.sleep, most_us)
         unknown = UnknownUsagePolicy(
             self._config.unknown_usage,
             self._parts.prompts,
@@ -208,7 +207,7 @@ class Plugin:
         try:
             asked = self._read(gate, endpoint)
             record = self._record(asked)
-            decided = self._admit(self._ask(asked, record), gate)
+            decided = self._engine.admit(self._ask(asked, record), self._share(gate.service))
         except NoIdentity as error:
             return reply(Problem(401, "no_identity", str(error)), caller)
         except BadRequest as error:
@@ -229,8 +228,7 @@ class Plugin:
             kong.ctx.shared.set(DECISION, self._decision(asked, record, decided))
         except BaseException:
             # Mostly Kong that did not wait so long: the client has its 503, and no log phase will tell of a hold.
-            self._admission.forsake(asked.tenant, gate.id, decided.planned)
-            self._leave_place(asked.tenant, gate.id, gate.service.name if gate.service else None)
+            self._engine.forsake(self._share(gate.service), asked.tenant, gate.id, decided.planned)
             self._parts.ranks.leave(gate.id)
             raise
         return None
@@ -287,17 +285,8 @@ class Plugin:
             return None
         return self._parts.places(self._config.ledger_url, self._config.ledger_timeout_s)
 
-    def _admit(self, ask: Ask, gate: GateRequest) -> Decided | Full:
-        share = self._config.sharing.share(gate.service.name if gate.service else "")
-        if self._engine is None or share is None:
-            return self._admission.admit(ask)
-        return self._engine.admit(ask, share)
-
-    def _leave_place(self, tenant: str, hold_id: str, service: str | None) -> EngineShare | None:
-        share = self._config.sharing.share(service or "")
-        if self._places is not None and share is not None:
-            self._places.leave(share.key, tenant, hold_id)
-        return share
+    def _share(self, service: Entity | None) -> EngineShare | None:
+        return self._config.sharing.share(service.name if service else "")
 
     def _slots(self, service: str | None, model: str) -> tuple[Slots, ...]:
         return self._config.sharing.slots(service or "", model)
@@ -370,9 +359,8 @@ class Plugin:
         took_us = time.time_ns() // 1000 - ending.started_ms * 1000
         for each in self._slots(admitted.service, admitted.model):
             self._parts.pace.ended(admitted.tenant, each.key, took_us)
-        share = self._leave_place(admitted.tenant, admitted.hold_id, admitted.service)
-        if share is not None:
-            self._parts.engine_pace.ended(share.key, took_us)
+        share = self._config.sharing.share(admitted.service or "")
+        self._engine.ended(share, admitted.tenant, admitted.hold_id)
 
     def _crowded(self, asked: _Asked, record: Admitted, crowded: Crowded, caller: Caller) -> Reply:
         self._record_denial(asked, record, crowded.state.key)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from kong_plugins.adapters.ledger import MemoryPlaces
 from kong_plugins.application.engine_places import SCARCE_S, OpenPlaces
 from kong_plugins.application.ports import LedgerUnavailable
-from kong_plugins.domain.shares import EngineShare, PlaceState
+from kong_plugins.domain.shares import EnginePace, EngineShare, PlaceState
 
 LEASE_US = 30_000_000
 TEN = EngineShare("r1", 10)
@@ -66,7 +66,8 @@ class Process:
         self.now_s = 1_000.0
         self.store = Store(lambda: round(self.now_s * 1e6))
         self.queue = Queue()
-        self.open = OpenPlaces(self.store, self.queue, lambda: self.now_s)
+        self.pace = EnginePace()
+        self.open = OpenPlaces(self.store, self.queue, self.pace, lambda: self.now_s)
 
     def enter(self, hold_id: str, most_s: float = 900) -> PlaceState | None:
         return self.open.enter(TEN, "a", hold_id, round(most_s * 1e6))
@@ -91,6 +92,20 @@ def test_places_are_vouched_for_until_they_are_given_back() -> None:
     process.open.leave("r1", "a", "3")
     process.queue.run()
     assert process.taken() == 0
+
+
+def test_what_a_place_was_taken_for_tells_others_how_long_to_wait() -> None:
+    """Four seconds on ten places; not what was given back before the engine had it, nor what others let in."""
+    process = Process()
+    process.enter("1")
+    process.now_s += 4
+    process.open.ended("r1", "a", "1")
+    process.open.leave("r1", "a", "2")
+    process.open.ended("r1", "a", "of another process")
+    process.queue.run()
+    assert process.store.left == [1]
+    full = PlaceState(False, 10, 10, 0, 0)
+    assert process.pace.turn_us("r1", "b", full, 60_000_000) == 400_000
 
 
 def test_nobody_vouches_for_a_request_beyond_its_time() -> None:

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kong_plugins.domain.concurrency import UNMEASURED_US
 from kong_plugins.domain.shares import EnginePace, EngineShare, PlaceState, may_enter
 
 S = 1_000_000
@@ -46,11 +45,17 @@ def refused(taken: int = 10, mine: int = 2, now_us: int = 0) -> PlaceState:
 def test_a_full_engine_frees_its_places_one_after_another() -> None:
     """8 s a request on ten places: 0.8 s; the tenant's next one behind it, another tenant's at the same moment."""
     pace = EnginePace()
-    assert pace.turn_us("r1", "a", refused(), PATIENCE_US) == UNMEASURED_US
     pace.ended("r1", 8 * S)
     assert [pace.turn_us("r1", "a", refused(), PATIENCE_US) for _ in range(2)] == [800_000, 1_600_000]
     assert pace.turn_us("r1", "b", refused(), PATIENCE_US) == 800_000
-    assert pace.turn_us("other", "b", refused(), PATIENCE_US) == UNMEASURED_US
+
+
+def test_before_a_request_has_ended_it_is_taken_to_need_a_second() -> None:
+    """Each refused one has a turn of its own all the same: a burst does not come back as one."""
+    pace = EnginePace()
+    assert [pace.turn_us("r1", "a", refused(), PATIENCE_US) for _ in range(2)] == [100_000, 200_000]
+    pace.ended("r1", 2 * S)
+    assert pace.turn_us("r1", "b", refused(), PATIENCE_US) == 200_000
 
 
 def test_a_tenant_beyond_its_share_waits_for_its_own() -> None:

@@ -11,7 +11,6 @@ import gevent
 import pytest
 from scripted_kong import Bench, ScriptedKong, budget, chat
 
-from kong_plugins.adapters.ledger import MemoryPlaces
 from kong_plugins.application.ports import LedgerUnavailable
 from kong_plugins.domain.salts import SaltKey, Sharing, salt_of
 from kong_plugins.token_quota.config import ConfigError, QuotaConfig, parse_config
@@ -173,13 +172,12 @@ def test_a_burst_that_finds_the_engine_full_holds_nothing() -> None:
     assert bench.held() == 4 * sum(admitted[0].decision["log"]["bound"])
 
 
-def test_a_request_is_not_refused_because_places_cannot_be_asked_for() -> None:
-    class Away(MemoryPlaces):
-        def enter(self, *_: Any) -> Any:
-            raise LedgerUnavailable("the line is cut")
+def test_a_request_is_not_refused_because_places_cannot_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: Any) -> None:
+        raise LedgerUnavailable("the line is cut")
 
     bench = Bench(budgets=[budget(limit=100_000)], engine_places=1)
-    bench.plugin._places._store = Away(bench.clock)  # type: ignore[union-attr]
+    monkeypatch.setattr(bench.places, "enter", away)
     assert [bench.access().status for _ in range(3)] == [None] * 3
 
 
