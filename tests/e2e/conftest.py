@@ -46,6 +46,8 @@ TENANTS: dict[str, dict[str, Any]] = {
     "shadowed": {"budgets": [{"name": "trial", "limit": 1, "window": "day", "mode": "shadow"}]},
     "flooder": {"budgets": [], "max_concurrent_requests": 3, "record_denials": True},
     "bystander": {"budgets": [], "max_concurrent_requests": 3, "priority": -5, "affinity": "rank", "affinity_ranks": 2},
+    "most": {"budgets": [], "engine_places": 5},
+    "least": {"budgets": [], "engine_places": 5},
     "grouped_a": {"budgets": [], "cache_salt": "group", "cache_group": "research"},
     "grouped_b": {"budgets": [], "cache_salt": "group", "cache_group": "research"},
     "priced": {

@@ -58,6 +58,25 @@ def test_a_flooding_tenant_is_refused_early_and_nobody_else_is(running: Running)
     )
 
 
+def test_whoever_holds_the_most_of_an_engine_is_refused_and_nobody_else_is(running: Running) -> None:
+    """Four of five places: the last one is another tenant's, who is answered again and again while the first one's
+    further requests are a 429 that no engine sees. A stream that ends, or is left, makes room."""
+    with ExitStack() as streams:
+        for _ in range(4):
+            stall(running, "most", streams)
+        for _ in range(5):
+            before = len(running.seen_by_engine())
+            refused = running.post("most", "/v1/chat/completions", json=chat())
+            assert refused.status_code == 429
+            assert refused.json()["error"]["code"] == "engine_full"
+            assert int(refused.headers["retry-after-ms"]) >= 1
+            assert len(running.seen_by_engine()) == before
+            answered = running.post("least", "/v1/chat/completions", json=chat())
+            assert answered.status_code == 200, answered.text
+            assert running.http.get(f"{running.stack.engine_root}/health").status_code == 200
+    wait_for(lambda: running.post("most", "/v1/chat/completions", json=chat()).status_code == 200, "places come back")
+
+
 def test_the_sdk_waits_its_turn(running: Running) -> None:
     """openai's client raises RateLimitError without retries; with them it comes back and is answered, once there is a
     place."""
