@@ -13,11 +13,15 @@ from vllm_bench.figures import added_interval, cell_row, paired_row, percentile,
 from vllm_bench.load import Cell, Run
 from vllm_bench.prompts import chat_body, texts
 from vllm_bench.reconcile import Asked, balance
+from vllm_bench.replicas import PROMPT_TOKENS, WAYS, replicas_config
 from vllm_bench.table import cells_table, markdown, summary
 from vllm_bench.wire import Reply
 
 from kong_plugins.adapters.engine_metrics import EngineCounters
+from kong_plugins.adapters.openai_wire import WireRules, parse
 from kong_plugins.application.ports import OutboxEntry
+from kong_plugins.domain.demand import Endpoint
+from kong_plugins.token_quota.config import parse_config
 
 
 def reply(first: float = 0.1, completion: int = 11, **more: object) -> Reply:
@@ -93,6 +97,23 @@ def test_prompts_share_what_they_should_and_nothing_else() -> None:
     assert {next(many)[0] for _ in range(50)} > {shared}
     assert len({next(many)[0] for _ in range(50)}) == 3
     assert [message["role"] for message in chat_body("", "x", 4)["messages"]] == ["user"]
+
+
+def test_replicas_are_told_apart_by_what_is_shared_and_by_nothing_after_it() -> None:
+    """Two questions behind one beginning go the same way, and so the header scatters beginnings, not requests."""
+    config = replicas_config(["http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1"])
+    services = {service["name"]: service for service in config["services"]}
+    assert set(WAYS) <= set(services)
+    (quota,) = (row["config"] for row in services["header"]["plugins"] if row["name"] == "token-quota")
+    rules = parse_config({"ledger_url": "redis://127.0.0.1/0", **quota}, {}).sharing
+    source = texts(PROMPT_TOKENS, 90, "s", "1", prefixes=2)
+    keys: dict[str, set[bytes | None]] = {}
+    for _ in range(20):
+        shared, own = next(source)
+        request = parse(Endpoint.CHAT, json.dumps(chat_body(shared, own, 4)).encode(), WireRules(context_tokens=8192))
+        keys.setdefault(shared, set()).add(rules.prefix_key("salt", request))
+    assert [len(found) for found in keys.values()] == [1, 1]
+    assert len(set.union(*keys.values())) == 2
 
 
 def bill(identity: str, prompt: int, completion: int, cached: int = 0) -> OutboxEntry:

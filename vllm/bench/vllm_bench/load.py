@@ -101,9 +101,10 @@ class Started:
     def result(self) -> Run:
         """Waits for its end."""
         parts = [part.result() for part in self.parts]
+        ended = max((end for part in parts for end in part.ends), default=time.monotonic())
         return Run(
             replies=[reply for part in parts for reply in part.replies],
-            seconds=max(part.ended for part in parts) - self.start_at,
+            seconds=ended - self.start_at,
             busy=max(part.busy for part in parts),
             processes=len(parts),
             cut=sum(part.cut for part in parts),
@@ -117,8 +118,8 @@ def _be_there(barrier: Barrier) -> None:
 @dataclass(slots=True)
 class _Part:
     replies: list[Reply]
+    ends: list[float]  # of each
     cut: int
-    ended: float
     busy: float
 
 
@@ -128,9 +129,8 @@ def _work(task: _Task) -> _Part:
     replies: list[Reply] = []
     ends: list[float] = []
     cut = asyncio.run(_slots(task, replies, ends))
-    now = time.monotonic()
-    busy = (time.process_time() - cpu) / max(now - task.start_at, 1e-9)
-    return _Part(replies, cut, max(ends, default=now), busy)
+    busy = (time.process_time() - cpu) / max(time.monotonic() - task.start_at, 1e-9)
+    return _Part(replies, ends, cut, busy)
 
 
 async def _slots(task: _Task, replies: list[Reply], ends: list[float]) -> int:

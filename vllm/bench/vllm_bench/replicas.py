@@ -39,7 +39,8 @@ def replicas_config(urls: Sequence[str]) -> dict[str, Any]:
     (service,) = data["services"]
     for plugin in service["plugins"]:
         if plugin["name"] == "token-quota":
-            plugin["config"]["affinity"] = "header"
+            # Well within the shared system prompt: what follows it is each request's own.
+            plugin["config"] |= {"affinity": "header", "affinity_prefix_bytes": 4096}
     addresses = [urlsplit(url).netloc for url in urls]
     data["upstreams"] = []
     for way, hashing in WAYS.items():
