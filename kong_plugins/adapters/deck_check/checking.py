@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kong_plugins.adapters.deck_check import rules_of_files, rules_of_ways
+from kong_plugins.adapters.deck_check import rules_of_engines, rules_of_files, rules_of_ways
 from kong_plugins.adapters.deck_check.entities import CheckConfig, read_deck
 from kong_plugins.adapters.deck_check.findings import DECK_RULES, WAY_RULES, Finding, Problem, Severity
 from kong_plugins.adapters.deck_check.source import NotReadable, read_source
@@ -20,7 +20,7 @@ READING = {
     "plugin-config": "The configuration of a plugin of ours is one that it would start with.",
     "price-missing": "A budget that counts cost has a price for every model it is for.",
 }
-RULE_MODULES = (rules_of_files, rules_of_ways)
+RULE_MODULES = (rules_of_engines, rules_of_files, rules_of_ways)
 
 
 def rules() -> dict[str, str]:

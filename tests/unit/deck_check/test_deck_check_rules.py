@@ -111,6 +111,28 @@ BROKEN: list[tuple[str, str, str, str]] = [
         "counts: prompt",
     ),
     ("scope-of-one-model", "counts: cost", "counts: cost\n              scope: [model]", "scope"),
+    (
+        "engine-places-differ",
+        USER,
+        USER
+        + QUOTA.replace("      - name: token", "    plugins:\n      - name: token")
+        + "          engine_places: 20\n",
+        "engine_places",
+    ),
+    (
+        "engine-places-differ",
+        GOOD[GOOD.index(HEADERS) :],
+        "          engine_places: 20\n"
+        + GOOD[GOOD.index(HEADERS) :]
+        + "    plugins: [{name: token-quota, config: {context_tokens: 8192, budgets: []}}]\n",
+        "    plugins: [",
+    ),
+    (
+        "limit-above-engine",
+        HEADERS,
+        HEADERS + "          engine_places: 20\n          max_concurrent_requests: 21\n",
+        "max_concurrent_requests",
+    ),
     ("secret-in-file", HEADERS, HEADERS + "          ledger_url: redis://:hunter2@ledger/0\n", "ledger_url"),
     ("no-context", "          context_tokens: 8192\n", "", "token-quota"),
     ("quota-without-gate", GATE, "", "token-quota"),
@@ -172,6 +194,18 @@ FINE: list[tuple[str, str, str]] = [
     ("format-version", '"3.0"', '"2.1"'),
     ("duplicate-name", USER, "  - username: b\n  - username: a\n"),
     ("hold-shorter-than-answer", HEADERS, HEADERS + "          hold_ttl_s: 600\n"),
+    (
+        "limit-above-engine",
+        HEADERS,
+        HEADERS + "          engine_places: 20\n          max_concurrent_requests: 20\n",
+    ),
+    (
+        "engine-places-differ",
+        GOOD[GOOD.index(HEADERS) :],
+        "          engine_places: 20\n"
+        + GOOD[GOOD.index(HEADERS) :]
+        + "    plugins: [{name: token-quota, config: {engine_places: 20, engine_weight: 2, budgets: []}}]\n",
+    ),
 ]
 
 
