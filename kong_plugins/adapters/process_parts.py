@@ -8,10 +8,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 import gevent
+from gevent.lock import RLock
 
 from kong_plugins.adapters.background import Every, GreenletQueue, Later
 from kong_plugins.adapters.ledger import connect_ledger, connect_places
@@ -45,6 +47,8 @@ RESUME_S = 30.0  # how soon what an ended process left in the spool is found by 
 
 Connect = Callable[[str, float], Ledger]
 ConnectPlaces = Callable[[str, float], EnginePlaces]
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
@@ -74,6 +78,20 @@ def _connect_places(url: str, timeout_s: float) -> EnginePlaces:
     return connect_places(url, timeout_s=timeout_s)
 
 
+def _one_at_a_time(
+    make: Callable[Concatenate[ProcessParts, _P], _T],
+) -> Callable[Concatenate[ProcessParts, _P], _T]:
+    """Making a part may wait, and the rows of a process start all at once: without this each would make its own (a
+    vocabulary is 70 MB), and all but the last one's would be nobody's."""
+
+    @wraps(make)
+    def alone(parts: ProcessParts, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with parts.making:
+            return make(parts, *args, **kwargs)
+
+    return alone
+
+
 class ProcessParts:
     """Shared by every instance that has joined; the last one to leave ends them, drains what is not yet settled, and
     leaves in the spool what cannot be."""
@@ -90,6 +108,7 @@ class ProcessParts:
         self._spool_dir = spool_dir
         self._members = 0
         self._metrics: MetricsServer | None = None
+        self.making = RLock()
         self._open()
 
     def _open(self) -> None:
@@ -148,6 +167,7 @@ class ProcessParts:
             if close is not None:
                 close()
 
+    @_one_at_a_time
     def ledger(self, url: str, timeout_s: float) -> Ledger:
         """One for each store; connecting happens at its first operation (a Cluster: now).
 
@@ -162,6 +182,7 @@ class ProcessParts:
             self._sweepers[-1].start()
         return self._ledgers[key]
 
+    @_one_at_a_time
     def places(self, url: str, timeout_s: float) -> OpenPlaces:
         """Engines' places in a store; vouched for until the last instance leaves. Errors as ``ledger``."""
         key = (url, timeout_s)
@@ -172,6 +193,7 @@ class ProcessParts:
             self._places[key].renewing.start()
         return self._places[key].open
 
+    @_one_at_a_time
     def poster(self, url: str, timeout_s: float) -> Poster:
         """One for each store. What earlier processes left in its spool is replayed from now on.
 
@@ -194,6 +216,7 @@ class ProcessParts:
                 self._metrics = serve_metrics(self._observe)
         return way.poster
 
+    @_one_at_a_time
     def outage(
         self, url: str, timeout_s: float, mode: StoreOutage, policy: LeasePolicy
     ) -> tuple[Outage, AdmissionCounts]:
@@ -214,6 +237,7 @@ class ProcessParts:
         """Wait until nothing is left to replay. False when ``timeout_s`` ran out."""
         return all(way.queue.join(timeout_s) for way in self._ways.values())
 
+    @_one_at_a_time
     def counter(self, tokenizers: Mapping[str, str], models: Sequence[str] = ()) -> OffLoopCounter:
         """Counts by the given tokenizers (model or glob to tokenizer) and by well-known model names. Builds the given
         ones beforehand, off the loop: most of a second each; those of ``models`` meanwhile, and nobody waits for them.

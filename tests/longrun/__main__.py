@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 import tempfile
 import time
@@ -36,6 +37,7 @@ def main() -> int:
     given = parser.parse_args()
     warm_up = given.warm_up if given.warm_up is not None else min(20, given.minutes // 3)
     plan = Plan(given.minutes, warm_up, given.rate, given.reload_s, given.seed, given.remember_s)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started ends with it
     with ExitStack() as resources:
         directory = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="longrun-")))
         started = time.time()

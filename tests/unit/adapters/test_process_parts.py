@@ -66,3 +66,24 @@ def test_who_joins_while_the_last_one_drains_loses_nothing(parts: ProcessParts, 
     assert [ledger.closed for ledger in made] == [True, False]
     for queue in (parts.releases, parts.tightens):
         assert queue.submit(lambda: None)
+
+
+def test_rows_that_start_at_once_share_one_counter(parts: ProcessParts) -> None:
+    """Each has a vocabulary of 70 MB: as many as there were rows were kept, all but one of them for nobody."""
+    starting = [gevent.spawn(parts.counter, {}) for _ in range(5)]
+    gevent.joinall(starting, raise_error=True)
+    assert len({id(each.value) for each in starting}) == 1
+
+
+def test_rows_that_start_at_once_share_one_ledger(made: list[_ClosableLedger]) -> None:
+    """A Cluster is asked for its nodes while it is made, and meanwhile others start."""
+
+    def connect(_url: str, _timeout_s: float) -> Ledger:
+        gevent.sleep(0.01)
+        made.append(_ClosableLedger())
+        return made[-1]
+
+    parts = ProcessParts(connect)
+    starting = [gevent.spawn(parts.ledger, "redis+cluster://127.0.0.1", 0.5) for _ in range(5)]
+    gevent.joinall(starting, raise_error=True)
+    assert len(made) == 1
