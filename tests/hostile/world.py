@@ -22,6 +22,7 @@ from kong_plugins.cli.stack import Gateway, Stack, StackOptions, default_config,
 
 ROOMY = 900_000_000
 POOR = 3_000
+CROWD, CROWD_HEADER = "crowd", "x-tenant-name"  # whose key stands for any tenant that it names
 TENANTS: dict[str, dict[str, Any]] = {
     "mallory": {
         "budgets": [
@@ -32,6 +33,11 @@ TENANTS: dict[str, dict[str, Any]] = {
     "eve": {"budgets": [{"name": "monthly", "limit": ROOMY, "window": "month"}]},
     "poor": {"budgets": [{"name": "monthly", "limit": POOR, "window": "month"}], "on_short": "clamp"},
     "victim": {"budgets": [{"name": "monthly", "limit": ROOMY, "window": "month"}]},
+    CROWD: {
+        "budgets": [{"name": "monthly", "limit": ROOMY, "window": "month"}],
+        "identity": "header",
+        "identity_header": CROWD_HEADER,
+    },
 }
 ATTACKERS = ("mallory", "mallory", "eve", "poor")
 
@@ -71,6 +77,8 @@ class World:
 def config(directory: Path) -> Path:
     """kong/kong.yaml with the attackers for tenants."""
     data: dict[str, Any] = yaml.safe_load(default_config().read_text())
+    gate = next(plugin for plugin in data["services"][0]["plugins"] if plugin["name"] == "usage-gate")
+    gate["config"]["headers"] = [CROWD_HEADER]
     data["consumers"] = [
         {
             "username": name,
@@ -90,8 +98,8 @@ def config(directory: Path) -> Path:
 
 
 @contextmanager
-def world(directory: Path, gateway: Gateway = Gateway.LOCAL) -> Iterator[World]:
-    """Until it ends; its data stays in ``directory``."""
+def world(directory: Path, gateway: Gateway = Gateway.LOCAL, *, collect: bool = False) -> Iterator[World]:
+    """Until it ends; its data stays in ``directory``. With ``collect`` the outbox goes into books."""
     with ExitStack() as resources:
         monkeypatch = resources.enter_context(pytest.MonkeyPatch.context())
         for name in TENANTS:
@@ -103,6 +111,7 @@ def world(directory: Path, gateway: Gateway = Gateway.LOCAL) -> Iterator[World]:
             port=0,
             data_dir=directory,
             engine_args=("--answer=varied", "--token-delay-ms=0.1"),
+            collect=collect,
         )
         stack = start_stack(options, resources, lambda _: None)
         ledger, audit = connect_ledger(stack.ledger_url), connect_audit(stack.ledger_url)
