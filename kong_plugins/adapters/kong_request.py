@@ -50,7 +50,6 @@ class GateRequest:
     content_encoding: str | None
     accept: str | None
     body: bytes
-    size: int
     refused: str | None
     consumer: Entity | None
     credential: str | None  # the key's fingerprint
@@ -104,7 +103,6 @@ def read_gate(table: object) -> GateRequest | None:
         content_encoding=_text(table, "encoding"),
         accept=_text(table, "accept"),
         body=_bytes(table, "body"),
-        size=_int(table, "size") or 0,
         refused=_text(table, "refused"),
         consumer=_consumer(table.get("consumer")),
         credential=_text(_map(table, "credential"), "hash"),

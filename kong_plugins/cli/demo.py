@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,11 +17,11 @@ from kong_plugins.adapters.ledger import connect_ledger
 from kong_plugins.adapters.price_list import load_prices
 from kong_plugins.application.books import Books, read_events, sum_events
 from kong_plugins.application.ports import Balance, Ledger, LedgerUnavailable
-from kong_plugins.application.report import Scope, make_report
+from kong_plugins.application.report import Report, Scope, make_report
 from kong_plugins.cli.paths import source_root
 from kong_plugins.cli.processes import StackError
 from kong_plugins.cli.quota import table as budgets_table
-from kong_plugins.cli.stack import Stack, StackOptions, start_stack
+from kong_plugins.cli.stack import StackOptions, start_stack
 from kong_plugins.cli.traffic import Traffic
 from kong_plugins.domain.periods import parse_period
 from kong_plugins.domain.windows import (
@@ -55,38 +56,41 @@ def run(options: StackOptions, seconds: int) -> int:
             books, engine = sum_events(read_events(ledger)), read_counters(stack.engine_root)
             differences = _differences(books, engine, balances, started_us)
             status = _summary(traffic, books, engine, peak, differences, console)
-            _report(stack, books, started_us, console)
+            assert stack.books is not None
+            for report in daily_reports(stack.books, datetime.fromtimestamp(started_us / 1e6, UTC), books.requests):
+                console.print()
+                write_report(report, Format.TABLE, None)
             return status
     except (StackError, LedgerUnavailable, EngineMetricsError) as error:
         console.print(f"token-quota demo: {error}", style="red", markup=False)
         return 1
 
 
-def _report(stack: Stack, books: Books, started_us: int, console: Console) -> None:
-    """What the tenants owe, as `token-quota report daily` tells it: from DuckDB, at the example's prices.
+def daily_reports(books: Path, since: datetime, requests: int, wait_s: float = SETTLE_S) -> list[Report]:
+    """What the tenants owe, as `token-quota report daily` tells it: from DuckDB, at the example's prices. One for each
+    day (UTC) from ``since`` until now that has any of them: a demo may run over midnight.
 
     Raises:
-        StackError: the collector did not bring all events there.
+        StackError: the collector did not bring so many requests' events there.
     """
     from kong_plugins.adapters.books import open_books
     from kong_plugins.adapters.books.report_queries import ReportQueries
 
-    assert stack.books is not None
-    day = datetime.fromtimestamp(started_us / 1_000_000, UTC)
-    period = parse_period(day.date().isoformat(), "UTC", day, monthly=False)
     prices = load_prices(source_root() / "kong" / "prices.yaml")
-    deadline = time.monotonic() + SETTLE_S
+    deadline = time.monotonic() + wait_s
     while True:
-        with open_books(stack.books, read_only=True) as connection:
-            report = make_report(ReportQueries(connection), prices, Scope(period))
-        delivered = report.summary.outcomes.total()
-        if delivered >= books.requests or time.monotonic() > deadline:
-            break
+        until = datetime.now(UTC)
+        days = [since.date() + timedelta(days=n) for n in range((until.date() - since.date()).days + 1)]
+        with open_books(books, read_only=True) as connection:
+            queries = ReportQueries(connection)
+            scopes = [Scope(parse_period(day.isoformat(), "UTC", until, monthly=False)) for day in days]
+            reports = [make_report(queries, prices, scope) for scope in scopes]
+        delivered = sum(report.summary.outcomes.total() for report in reports)
+        if delivered >= requests:
+            return [report for report in reports if report.summary.outcomes]
+        if time.monotonic() > deadline:
+            raise StackError(f"the collector brought {delivered} of {requests} events to the books in {wait_s} s")
         time.sleep(0.05)
-    if delivered < books.requests:
-        raise StackError(f"the collector brought {delivered} of {books.requests} events to the books in {SETTLE_S} s")
-    console.print()
-    write_report(report, Format.TABLE, None)
 
 
 def _balances(ledger: Ledger) -> list[Balance]:

@@ -69,6 +69,3 @@ class OpenByRank:
             self._load[gone.engine, gone.rank] -= 1
             if not self._load[gone.engine, gone.rank]:
                 del self._load[gone.engine, gone.rank]
-
-    def load(self, engine: str, ranks: int) -> tuple[int, ...]:
-        return tuple(self._load[engine, rank] for rank in range(ranks))

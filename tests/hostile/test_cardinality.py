@@ -25,7 +25,7 @@ TOKEN = "a-token-of-the-collector"
 INVENTED = 400  # of each kind
 MODELS_MAX = 64  # as the threat model has it
 KEYS_A_REQUEST = 4  # a hold's end, its answer, what is charged, what tells of a retry
-FOR_EVER = {"outbox", "tenants"}  # one for each partition, whoever asks
+FOR_EVER = {"outbox", "open", "lapsed"}  # one for each partition, whoever asks
 
 
 @pytest.fixture(scope="module")

@@ -138,6 +138,8 @@ def test_urls_are_checked_before_anything_is_written() -> None:
         "clickhouse://host/books`; DROP": "a host and a database",
         "clickhouse://user:hunter2@host/books": "password_file",
         "clickhouse://host/books?secure=perhaps": "secure",
+        "clickhouse://host/books?ca_file=/ca.pem": "TLS: secure=true",
+        "clickhouse://host/books?secure=false&ca_file=/ca.pem": "TLS: secure=true",
         "clickhouse://host/books?password_file=/none": "cannot read the secret",
         "clickhouse://host/books?cluster=main": "no option cluster",
     }.items():

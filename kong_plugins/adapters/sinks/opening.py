@@ -82,6 +82,7 @@ def _http(parts: SplitResult, options: Options) -> Sink:
     _without_password(parts)
     if not parts.hostname or parts.username:
         raise ValueError(f"{parts.scheme}:// takes a host and a path: {parts.scheme}://host/api/v1/events")
+    _needs(options, "ca_file", parts.scheme == "cloudevents+https", "TLS: cloudevents+https://")
     batch = options.pop("batch", None)
     return HttpSink(
         SplitResult(parts.scheme.partition("+")[2], parts.netloc, parts.path or "/", "", ""),
@@ -104,6 +105,7 @@ def _clickhouse(parts: SplitResult, options: Options) -> Sink:
     secure = options.pop("secure", "false")
     if secure not in {"true", "false"}:
         raise ValueError(f"secure is 'true' or 'false', not {secure!r}")
+    _needs(options, "ca_file", secure == "true", "TLS: secure=true")
     connect = partial(
         connect_server,
         parts.hostname,
@@ -152,6 +154,12 @@ def _kafka(parts: SplitResult, options: Options) -> Sink:
     topic = unquote(parts.path.strip("/"))
     if not servers or not topic or "/" in topic:
         raise ValueError("kafka:// takes servers and a topic: kafka://host1:9092,host2:9092/topic")
+    security = options.get("security", "PLAINTEXT").upper()
+    for name in ("ca_file", "certificate_file", "key_file"):
+        _needs(options, name, security.endswith("SSL"), "TLS: security=SSL, or SASL_SSL with a user")
+    _needs(options, "password_file", user, "a user: kafka://USER@host:9092/topic")
+    if user and not security.startswith("SASL"):
+        raise ValueError("kafka:// with a user works with SASL only: security=SASL_SSL&mechanism=SCRAM-SHA-512")
     return KafkaSink(
         servers,
         topic,
@@ -160,6 +168,12 @@ def _kafka(parts: SplitResult, options: Options) -> Sink:
         settings={setting: options.pop(name) for name, setting in _KAFKA.items() if name in options},
         timeout_s=seconds(options, "timeout_s", TIMEOUT_S),
     )
+
+
+def _needs(options: Options, name: str, given: object, what: str) -> None:
+    """What would silently have no effect is a mistake: somebody believes that it is encrypted, or signed in."""
+    if name in options and not given:
+        raise ValueError(f"{name} works with {what}; add that, or leave {name} out")
 
 
 def _without_password(parts: SplitResult) -> None:
