@@ -228,6 +228,7 @@ class Plugin:
             kong.ctx.shared.set(DECISION, self._decision(asked, record, decided))
         except BaseException:
             # Mostly Kong that did not wait so long: the client has its 503, and no log phase will tell of a hold.
+            _log.error("Kong did not take the decision, refused %s: its hold is emptied", gate.id)
             self._engine.forsake(self._share(gate.service), asked.tenant, gate.id, decided.planned)
             self._parts.ranks.leave(gate.id)
             raise

@@ -70,6 +70,11 @@ class World:
             urllib.request.Request(f"{self.stack.engine_root}/sim/reset", b"", method="POST"), timeout=20
         ).close()
 
+    def plugin_log(self) -> str:
+        """What token-quota's server has written so far; Kong has it among its own errors."""
+        paths = (self.directory / "logs" / "token-quota.log", self.stack.run_dir / "kong" / "logs" / "error.log")
+        return next(path for path in paths if path.exists()).read_text(errors="replace")
+
     def engine(self) -> EngineCounters:
         return read_counters(self.stack.engine_root)
 
