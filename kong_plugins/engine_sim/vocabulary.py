@@ -9,6 +9,7 @@ from typing import Any
 import tiktoken
 
 from kong_plugins.adapters.tokenizers.deepseek import deepseek_r1
+from kong_plugins.engine_sim.errors import ApiError
 
 BOS_TEXT = "<｜begin▁of▁sentence｜>"
 EOS_TEXT = "<｜end▁of▁sentence｜>"
@@ -36,7 +37,14 @@ class Vocabulary:
         }
 
     def encode(self, text: str) -> list[int]:
-        return self._encoding.encode(text, allowed_special="all")
+        """
+        Raises:
+            ApiError: too many characters in a row that are no letters or digits (some 100,000) for this tokenizer.
+        """
+        try:
+            return self._encoding.encode(text, allowed_special="all")
+        except ValueError as error:  # its matcher keeps a frame for each of them
+            raise ApiError(400, f"The stand-in's tokenizer cannot read this text: {error}") from None
 
     def is_special(self, token: int) -> bool:
         """Whether generated text leaves the token out."""

@@ -22,6 +22,7 @@ from kong_plugins.cli.stack import Gateway, Stack, StackOptions, default_config,
 
 ROOMY = 900_000_000
 POOR = 3_000
+PAINTER, IMAGE_TOKENS = "painter", 1_000  # images are admitted, each held at so many tokens
 CROWD, CROWD_HEADER = "crowd", "x-tenant-name"  # whose key stands for any tenant that it names
 TENANTS: dict[str, dict[str, Any]] = {
     "mallory": {
@@ -32,6 +33,10 @@ TENANTS: dict[str, dict[str, Any]] = {
     },
     "eve": {"budgets": [{"name": "monthly", "limit": ROOMY, "window": "month"}]},
     "poor": {"budgets": [{"name": "monthly", "limit": POOR, "window": "month"}], "on_short": "clamp"},
+    PAINTER: {
+        "budgets": [{"name": "monthly", "limit": POOR, "window": "month"}],
+        "part_tokens": {"image_url": IMAGE_TOKENS},
+    },
     "victim": {"budgets": [{"name": "monthly", "limit": ROOMY, "window": "month"}]},
     CROWD: {
         "budgets": [{"name": "monthly", "limit": ROOMY, "window": "month"}],
