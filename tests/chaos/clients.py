@@ -1,27 +1,45 @@
-"""Tenants who go on asking while processes are killed: whole answers, streams, and streams they leave early."""
+"""Tenants who go on asking while things break: whole answers, streams, and streams they leave early."""
 
 from __future__ import annotations
 
 import json
 import random
 import threading
-from collections import Counter
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import httpx2 as httpx
 
+from tests.chaos.engine import CLIENT_HEADER
+
 MODEL = "deepseek-r1"
 WORKERS = 3  # for each tenant
-PACE_S = 0.01  # after a refusal: a server that is being restarted is not to be hammered
-GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
+PACE_S = 0.05  # after a failure: a server that is being restarted is not to be hammered
+POOR_PACE_S = 0.25  # after a 429
+PATIENCE_S = 6.0
+
+
+@dataclass(slots=True)
+class Asked:
+    """One request as its client saw it. ``name`` goes along in a header. Times are epoch seconds. ``said``: a status, and
+    ``left`` where the client went; or what was raised. ``usage``: (prompt, completion) of an answer that came whole."""
+
+    name: str
+    tenant: str
+    kind: str
+    began: float
+    ended: float = 0.0
+    said: str = ""
+    request_id: str | None = None
+    usage: tuple[int, int] | None = None
 
 
 @dataclass
 class Seen:
-    """What clients know for certain. ``usage``: (prompt, completion) by request id, of answers that came whole."""
+    """What clients know for certain. ``asked``: all requests that ended, in the order of their ends."""
 
-    usage: dict[str, tuple[int, int]] = field(default_factory=dict)
-    statuses: Counter[str] = field(default_factory=Counter)
+    asked: list[Asked] = field(default_factory=list)
 
 
 class Clients:
@@ -33,7 +51,7 @@ class Clients:
         self._enough = threading.Event()
         self._lock = threading.Lock()
         self._threads = [
-            threading.Thread(target=self._ask, args=(key, f"{seed}/{tenant}/{n}"), name=f"{tenant}-{n}")
+            threading.Thread(target=self._ask, args=(tenant, key, f"{seed}-{tenant}-{n}"), name=f"{tenant}-{n}")
             for tenant, key in keys.items()
             for n in range(WORKERS)
         ]
@@ -47,44 +65,81 @@ class Clients:
         for thread in self._threads:
             thread.join()
 
-    def _ask(self, key: str, name: str) -> None:
-        choose = random.Random(name)
-        with httpx.Client(timeout=30, headers={"apikey": key}) as http:
+    def _ask(self, tenant: str, key: str, worker: str) -> None:
+        choose = random.Random(worker)
+        with httpx.Client(timeout=PATIENCE_S, headers={"apikey": key}) as http:
             number = 0
             while not self._enough.is_set():
                 number += 1
                 kind = choose.choice(("whole", "stream", "left early"))
-                question = f"{name}, question {number}: " + "how many? " * choose.randrange(1, 40)
+                question = f"{worker}, question {number}: " + "how many? " * choose.randrange(1, 40)
                 body = {"model": MODEL, "max_tokens": 60, "messages": [{"role": "user", "content": question}]}
+                asked = Asked(f"{worker}-{number}", tenant, kind, time.time())
                 try:
-                    said = self._one(http, kind, body, choose.randrange(2, 20))
+                    self._one(http, asked, body, choose.randrange(2, 20))
                 except httpx.HTTPError as error:
-                    said = type(error).__name__
-                if said.startswith(("5", "Conn", "Remote", "Read")):
-                    self._enough.wait(PACE_S)
+                    asked.said = type(error).__name__
+                asked.ended = time.time()
                 with self._lock:
-                    self.seen.statuses[f"{kind} {said}"] += 1
+                    self.seen.asked.append(asked)
+                if asked.said == "429":
+                    self._enough.wait(POOR_PACE_S)
+                elif not asked.said.startswith("200"):
+                    self._enough.wait(PACE_S)
 
-    def _one(self, http: httpx.Client, kind: str, body: dict[str, object], patience: int) -> str:
-        url = f"{self._url}/v1/chat/completions"
-        if kind == "whole":
-            answer = http.post(url, json=body)
+    def _one(self, http: httpx.Client, asked: Asked, body: dict[str, object], patience: int) -> None:
+        url, headers = f"{self._url}/v1/chat/completions", {CLIENT_HEADER: asked.name}
+        if asked.kind == "whole":
+            answer = http.post(url, json=body, headers=headers)
+            asked.said, asked.request_id = str(answer.status_code), answer.headers.get("x-request-id")
             if answer.status_code == 200:
-                self._note(answer.headers["x-request-id"], answer.json()["usage"])
-            return str(answer.status_code)
-        asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        with http.stream("POST", url, json=asked) as answer:
+                asked.usage = _usage(answer.json()["usage"])
+            return
+        streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        with http.stream("POST", url, json=streamed, headers=headers) as answer:
+            asked.request_id = answer.headers.get("x-request-id")
             if answer.status_code != 200:
                 answer.read()
-                return str(answer.status_code)
+                asked.said = str(answer.status_code)
+                return
             for count, line in enumerate(line for line in answer.iter_lines() if line.startswith("data: {")):
-                if kind == "left early" and count == patience:
-                    return "200, left"
+                if asked.kind == "left early" and count == patience:
+                    asked.said = "200, left"
+                    return
                 chunk = json.loads(line.removeprefix("data: "))
                 if not chunk.get("choices") and chunk.get("usage"):
-                    self._note(answer.headers["x-request-id"], chunk["usage"])
-        return "200"
+                    asked.usage = _usage(chunk["usage"])
+        # A stream may end before its end without an error: then no usage came.
+        asked.said = "200" if asked.usage is not None else "200, cut off"
 
-    def _note(self, request_id: str, usage: dict[str, int]) -> None:
-        with self._lock:
-            self.seen.usage[request_id] = (usage["prompt_tokens"], usage["completion_tokens"])
+
+def _usage(told: dict[str, int]) -> tuple[int, int]:
+    return told["prompt_tokens"], told["completion_tokens"]
+
+
+class Watch:
+    """Looks at a poor tenant's budget all the time. ``most``: committed and held of it at most, by its window's end."""
+
+    def __init__(self, look: Callable[[], Sequence[tuple[int, int]]]) -> None:
+        """``look``: (window's end, committed and held) of each of its counters; may raise when the ledger is away."""
+        self.most: dict[int, int] = {}
+        self.looks = self.failed = 0
+        self._look = look
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._enough.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._enough.wait(0.05):
+            try:
+                found = self._look()
+            except Exception:  # noqa: BLE001 - the ledger is away: that is the experiment
+                self.failed += 1
+                continue
+            self.looks += 1
+            for ends, used in found:
+                self.most[ends] = max(self.most.get(ends, 0), used)

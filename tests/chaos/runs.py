@@ -1,102 +1,140 @@
-"""Many kills in one stack, then one look at the books."""
+"""Many faults in one stack, then one look at the books."""
 
 from __future__ import annotations
 
-import random
 import time
-import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
-
-import httpx2 as httpx
-import pytest
 
 from kong_plugins.adapters.ledger import connect_ledger
 from kong_plugins.adapters.ledger.audit import connect_audit
 from kong_plugins.application.ports import LedgerUnavailable
 from tests.chaos.checks import Findings, check
-from tests.chaos.clients import GENERATING, Clients, Seen
-from tests.chaos.killing import Killable, Victim
+from tests.chaos.clients import Clients, Seen, Watch
+from tests.chaos.faults import OF_NODES, Fault, Kind, inflict, plan
+from tests.chaos.hosts import Network, why_no_hosts
+from tests.chaos.ledgers import OneLedger, SentinelLedger
+from tests.chaos.places import Here
+from tests.chaos.world import World, WorldOptions
+from tests.integration.sentinel_nodes import Nodes
 
-TENANTS = ("kilo", "lima")
-QUIET_S = 20.0  # a spool is replayed within seconds of its ledger's return
-NOTES_EVERY = 5  # the engine's stand-in remembers its last thousand requests
+RECOVERS_S = 30.0
+QUIET_S = 25.0  # a spool is replayed within seconds of its ledger's return
+QUIET_FOR_S = 6.0
+
+
+@dataclass(frozen=True)
+class Inflicted:
+    """When a fault was there, epoch seconds. ``well_at``: when a fresh request was served again; None: nobody looked."""
+
+    fault: Fault
+    began: float
+    ended: float
+    well_at: float | None = None
 
 
 @dataclass
 class Outcome:
-    kills: Counter[str] = field(default_factory=Counter)
-    generated: set[str] = field(default_factory=set)
+    inflicted: list[Inflicted] = field(default_factory=list)
     seen: Seen = field(default_factory=Seen)
     findings: Findings = field(default_factory=Findings)
 
-
-@contextmanager
-def killable_stack(directory: Path, appendfsync: Literal["everysec", "always"], collector: str) -> Iterator[Killable]:
-    with ExitStack() as resources:
-        monkeypatch = resources.enter_context(pytest.MonkeyPatch.context())
-        for tenant in TENANTS:
-            monkeypatch.setenv(f"DECK_{tenant.upper()}_KEY", f"sk-{uuid.uuid4().hex}")
-        monkeypatch.setenv("TOKEN_QUOTA_SPOOL_DIR", str(directory / "spool"))
-        yield Killable(directory, resources, TENANTS, appendfsync, collector)
+    @property
+    def kinds(self) -> Counter[str]:
+        return Counter(each.fault.kind.value for each in self.inflicted)
 
 
-def kill_and_check(
+def run(
     directory: Path,
-    runs: int,
+    faults: Sequence[Fault],
     seed: int,
-    *,
-    appendfsync: Literal["everysec", "always"] = "everysec",
+    options: WorldOptions,
     say: Callable[[str], None] = lambda _: None,
-    only: Victim | None = None,
-    collector: str = "kong_plugins.cli",
 ) -> Outcome:
-    """``runs`` kills at times and of processes that the seed decides, under load; then the books are checked.
-    ``collector``: the module that the collector is run as."""
-    choose, outcome = random.Random(seed), Outcome()
-    with killable_stack(directory, appendfsync, collector) as killable:
-        keys = {tenant: killable.stack.keys[f"DECK_{tenant.upper()}_KEY"] for tenant in TENANTS}
-        clients = Clients(killable.stack.url, keys, seed)
+    """The faults one after another, under load; then the books are checked. All of one world: with a network or nodes,
+    or with neither."""
+    outcome = Outcome()
+    kinds = {fault.kind for fault in faults}
+    with ExitStack() as resources:
+        network: Network | None = None
+        if kinds & set(OF_NODES):
+            if not why_no_hosts():
+                network = Network(["node0", "node1", "node2", "engine"], resources)
+                resources.enter_context(network.entered())
+            places = [network.hosts[f"node{node}"] if network else Here() for node in range(3)]
+            (directory / "nodes").mkdir()
+            ledger: SentinelLedger | OneLedger = SentinelLedger(Nodes(directory / "nodes", places))
+        else:
+            ledger = OneLedger(directory / "ledger", options.appendfsync)
+        engine = network.hosts["engine"] if network else Here()
+        world = World(directory, resources, ledger, engine, options)
+        watch = _watch(world, resources)
+        clients = Clients(world.stack.url, {name: world.keys[name] for name in (*options.rich, *options.poor)}, seed)
         outcome.seen = clients.seen
+        problems: list[str] = []
         clients.start()
         try:
-            for run in range(1, runs + 1):
-                time.sleep(choose.uniform(0.05, 0.6))
-                victim = only or choose.choice(list(Victim))
-                outcome.kills[victim.value] += 1
-                killable.kill(victim)
-                time.sleep(choose.choice((0.0, 0.0, choose.uniform(0.0, 0.5))))
-                killable.restore()
-                if run % NOTES_EVERY == 0:
-                    outcome.generated |= _ran(killable)
-                    say(f"{run} of {runs} kills, {len(outcome.generated):,} requests on the engine")
+            for fault in faults:
+                time.sleep(fault.pause_s)
+                outcome.inflicted.append(_inflict(world, fault, network, problems))
+                asked, last = len(clients.seen.asked), outcome.inflicted[-1]
+                well = f", well again after {last.well_at - last.ended:.1f} s" if last.well_at else ""
+                say(f"{fault.number:>4}  {fault}{well}; {asked:,} requests so far")
+            problems += _recover(world, "the last of all")[1]
         finally:
             clients.stop()
-        _wait_until_quiet(killable)
-        outcome.generated |= _ran(killable)
-        killable.drain()
-        outcome.findings = check(killable, outcome.generated, clients.seen)
+            watch.stop()
+        _wait_until_quiet(world)
+        world.drain()
+        outcome.findings = check(world, clients.seen, outcome.inflicted, watch)
+        outcome.findings.problems[:0] = problems
     return outcome
 
 
-def _ran(killable: Killable) -> set[str]:
-    """Ids of the requests that the engine generated for."""
-    notes = httpx.get(f"{killable.stack.engine_root}/sim/requests", timeout=10).json()["requests"]
-    return {
-        dict(map(tuple, note["headers"]))["x-request-id"]
-        for note in notes
-        if note["path"] in GENERATING and note["size"]
-    }
+def _inflict(world: World, fault: Fault, network: Network | None, problems: list[str]) -> Inflicted:
+    began = time.time()
+    inflict(world, fault, network)
+    ended = time.time()
+    world.restore()
+    if not fault.rest:
+        return Inflicted(fault, began, ended)
+    well_at, amiss = _recover(world, f"{fault.number}, {fault}")
+    problems += amiss
+    return Inflicted(fault, began, ended, well_at)
 
 
-def _wait_until_quiet(killable: Killable) -> None:
+def _recover(world: World, after: str) -> tuple[float, list[str]]:
+    """Everything serves again by itself. Returns when, and what does not."""
+    deadline = time.monotonic() + RECOVERS_S
+    number = 0
+    while True:
+        number += 1
+        amiss = world.serves(f"probe-{time.time_ns()}") or ("" if world.ledger.settled() else "its ledger is not whole")
+        amiss = amiss or ("" if world.collector_ready() else "its collector is not ready")
+        if not amiss:
+            return time.time(), []
+        if time.monotonic() > deadline:
+            return time.time(), [f"not well {RECOVERS_S:.0f} s after fault {after}: {amiss}; gone: {world.gone()}"]
+        time.sleep(0.1)
+
+
+def _watch(world: World, resources: ExitStack) -> Watch:
+    ledger = connect_ledger(world.ledger.url)
+    resources.callback(ledger.close)
+
+    def look() -> list[tuple[int, int]]:
+        found = [balance.state for tenant in world.options.poor for balance in ledger.balances(tenant)]
+        return [(state.reset_us, state.committed + state.held) for state in found]
+
+    return Watch(look)
+
+
+def _wait_until_quiet(world: World) -> None:
     """Until holds no longer end, and the spool, if any, had its time."""
-    ledger = connect_ledger(killable.stack.ledger_url)
-    audit = connect_audit(killable.stack.ledger_url)
+    audit = connect_audit(world.ledger.url)
     deadline, before, since = time.monotonic() + QUIET_S, -1, time.monotonic()
     while time.monotonic() < deadline:
         try:
@@ -107,8 +145,14 @@ def _wait_until_quiet(killable: Killable) -> None:
             break
         if now != before:
             before, since = now, time.monotonic()
-        elif time.monotonic() - since > QUIET_S / 4:
+        elif time.monotonic() - since > QUIET_FOR_S:
             break
         time.sleep(0.1)
     audit.close()
-    ledger.close()
+
+
+def planned(seed: int, runs: int, kinds: Sequence[Kind]) -> list[list[Fault]]:
+    """A plan, by world: faults of one Valkey on this host, then those of nodes."""
+    faults = plan(seed, runs, kinds)
+    by_world = [[f for f in faults if f.kind not in OF_NODES], [f for f in faults if f.kind in OF_NODES]]
+    return [each for each in by_world if each]

@@ -4,165 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import redis
 
 from kong_plugins.adapters.ledger import connect_ledger
-from kong_plugins.adapters.ledger.embedded_valkey import find_server
 from kong_plugins.application.ports import LedgerUnavailable
 from kong_plugins.domain.budgets import TOTAL
 from kong_plugins.domain.holds import HoldRequest, Line, Settlement
 from kong_plugins.domain.usage import Evidence, Usage
 from kong_plugins.domain.windows import FixedWindow, Unit
-
-SCRIPT = Path(__file__).parents[2] / "deploy" / "kubernetes" / "base" / "ledger" / "node.sh"
-CLI = Path(__file__).with_name("valkey_cli.py")
-PASSWORD = "s3cret-of-the-nodes"
-WITHIN_S = 30
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WITHIN_S
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {WITHIN_S} s: {what}"
-        time.sleep(0.05)  # none of the servers announces what we wait for
-
-
-class Nodes:
-    """Three of them; each has a directory, a port and a Sentinel's port."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        ports = free_ports(6)
-        self.names = [f"127.0.0.1:{ports[2 * each]}:{ports[2 * each + 1]}" for each in range(3)]
-        self.running: dict[tuple[int, str], subprocess.Popen[bytes]] = {}
-        programs = directory / "bin"
-        programs.mkdir()
-        (programs / "valkey-server").symlink_to(find_server())
-        cli = programs / "valkey-cli"
-        cli.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{CLI}" "$@"\n')
-        cli.chmod(0o755)
-        (directory / "password").write_text(PASSWORD)
-
-    def environment(self, node: int) -> dict[str, str]:
-        return {
-            "PATH": f"{self.directory / 'bin'}:{os.environ['PATH']}",
-            "LEDGER_NODES": " ".join(self.names),
-            "LEDGER_SELF": self.names[node],
-            "LEDGER_DATA": str(self.data(node)),
-            "LEDGER_RUN": str(self.directory / f"run{node}"),
-            "LEDGER_PASSWORD_FILE": str(self.directory / "password"),
-            "LEDGER_BIND": "127.0.0.1",
-            "LEDGER_DOWN_AFTER_MS": "600",
-        }
-
-    def data(self, node: int) -> Path:
-        return self.directory / f"data{node}"
-
-    def log(self, node: int, role: str) -> Path:
-        return self.directory / f"{role}{node}.log"
-
-    def start(self, node: int, *roles: str) -> None:
-        self.data(node).mkdir(exist_ok=True)
-        (self.directory / f"run{node}").mkdir(exist_ok=True)
-        for role in roles:
-            with self.log(node, role).open("ab") as log:
-                self.running[node, role] = subprocess.Popen(
-                    ["sh", str(SCRIPT), role], env=self.environment(node), stdout=log, stderr=log
-                )
-
-    def ask(self, node: int, role: str) -> int:
-        return subprocess.run(["sh", str(SCRIPT), role], env=self.environment(node), check=False).returncode
-
-    def kill(self, node: int, *roles: str) -> None:
-        for role in roles:
-            process = self.running.pop((node, role))
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-
-    def client(self, node: int) -> redis.Redis:
-        port = int(self.names[node].split(":")[1])
-        return redis.Redis("127.0.0.1", port, password=PASSWORD, socket_timeout=2, decode_responses=True)
-
-    def replication(self, node: int) -> dict[str, object]:
-        try:
-            return dict(self.client(node).info("replication"))
-        except redis.RedisError:
-            return {}
-
-    def primary(self) -> int | None:
-        """The one that has replicas and takes writes."""
-        found = [
-            node
-            for node in range(3)
-            if (about := self.replication(node)).get("role") == "master" and about.get("min_slaves_good_slaves", 0)
-        ]
-        return found[0] if len(found) == 1 else None
-
-    def known(self, node: int) -> tuple[int, int]:
-        """What its Sentinel knows: replicas, other Sentinels."""
-        port = int(self.names[node].split(":")[2])
-        try:
-            state = redis.Redis("127.0.0.1", port, socket_timeout=2).sentinel_master("ledger")
-        except redis.RedisError:
-            return 0, 0
-        return state["num-slaves"], state["num-other-sentinels"]
-
-    def hurry(self, node: int) -> None:
-        """A Sentinel looks around every ten seconds: the test would wait for nothing else."""
-        port = int(self.names[node].split(":")[2])
-        periods = [name for each in ("info", "publish", "ask", "ping") for name in (f"{each}-period", "200")]
-
-        def told() -> bool:
-            try:
-                return bool(redis.Redis("127.0.0.1", port).execute_command("SENTINEL", "DEBUG", *periods))
-            except redis.RedisError:
-                return False
-
-        until(told, "its Sentinel answers")
-
-    def replicate(self, node: int) -> None:
-        """Until both replicas have all that this primary has. WAIT is about its own connection's last write."""
-        with self.client(node).client() as connection:
-            connection.set("mark", "")
-            assert connection.wait(2, 10_000) == 2
-
-    def be_patient(self, milliseconds: int) -> None:
-        """Every Sentinel misses a silent primary only after so long."""
-        for name in self.names:
-            sentinel = redis.Redis("127.0.0.1", int(name.split(":")[2]))
-            sentinel.sentinel_set("ledger", "down-after-milliseconds", milliseconds)
-
-    @property
-    def url(self) -> str:
-        sentinels = ",".join(f"127.0.0.1:{name.split(':')[2]}" for name in self.names)
-        return f"redis+sentinel://:{PASSWORD}@{sentinels}/ledger/0"
-
-    def stop(self) -> None:
-        for process in self.running.values():
-            process.terminate()
-        for process in self.running.values():
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+from tests.integration.sentinel_nodes import Nodes, until
 
 
 @pytest.fixture
