@@ -153,6 +153,7 @@ class ProcessParts:
         for way in ways.values():  # last: what is counted or recorded may have gone to the spool
             way.resuming.stop()
             way.queue.close(DRAIN_S)
+            way.poster.close()
             if left := way.spool.depth:
                 _log.warning("%d postings wait in the spool for the next process", left)
             way.spool.close()

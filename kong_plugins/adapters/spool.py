@@ -22,7 +22,15 @@ import gevent
 from gevent.event import AsyncResult
 from gevent.threadpool import ThreadPool
 
-from kong_plugins.adapters.spool_file import SpoolFile, SpoolFileError, SpoolRow, SpoolSums, decode, encode
+from kong_plugins.adapters.spool_file import (
+    SpoolDiskError,
+    SpoolFile,
+    SpoolFileError,
+    SpoolRow,
+    SpoolSums,
+    decode,
+    encode,
+)
 from kong_plugins.application.ports import Posting, Spooled, SpoolUnavailable
 from kong_plugins.application.posting import name_of
 from kong_plugins.domain.attempts import AnswerKept
@@ -269,10 +277,16 @@ class DurableSpool:
         raise SpoolUnavailable(f"no spool can be opened in {self._directory}: {_ADVICE}")
 
     def _open(self, number: int) -> SpoolFile | None:
-        """None where another process has it, or it cannot be read."""
+        """None where another process has it, or it cannot be read.
+
+        Raises:
+            SpoolUnavailable: no other could be opened either.
+        """
         path = self._directory / f"{self._stem}-{number}.db"
         found = self._thread.apply(_outcome, (SpoolFile, (path, self._address)))
         if isinstance(found, _Failed):
+            if isinstance(found.error, SpoolDiskError):
+                raise SpoolUnavailable(str(found.error)) from found.error
             if not isinstance(found.error, BlockingIOError):
                 _log.error("spool left out: %s", found.error)
             return None

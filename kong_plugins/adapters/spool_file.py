@@ -5,6 +5,7 @@ Blocking: see :mod:`kong_plugins.adapters.spool` for a process with an event loo
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -39,6 +40,10 @@ CREATE INDEX postings_due ON postings (due_ms, seq);
 CREATE TABLE about (ledger TEXT NOT NULL);
 """
 
+# A file that may not be used, or is not one: others may be. Anything else is about the disk, or this process's limits.
+_OF_ONE_FILE = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP}
+_DISK_CODES = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM}
+
 _KIND_AND_SIZE = "SELECT due_ms, length(posting) FROM postings WHERE seq = ?"
 _ROW = "SELECT seq, id, at_ms, due_ms, failures, reason, posting FROM postings"
 _IN_LINE = f"{_ROW} WHERE due_ms = 0 ORDER BY seq LIMIT ?"
@@ -48,6 +53,10 @@ _ASIDE = f"{_ROW} WHERE due_ms IS NULL ORDER BY seq LIMIT ?"
 
 class SpoolFileError(Exception):
     """The file cannot be used. The message says why, and what to do."""
+
+
+class SpoolDiskError(SpoolFileError):
+    """Nothing can be kept there now, and it is not the file's fault: another one would fare the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +107,13 @@ class SpoolFile:
 
         Raises:
             BlockingIOError: another process has it.
+            SpoolDiskError: no file can be used there now.
         """
         self.path = path
-        self._lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _of_opening(path, error) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # SQLite gives its other files the permissions of this one.
@@ -112,9 +125,12 @@ class SpoolFile:
             except BaseException:
                 self._database.close()
                 raise
-        except sqlite3.Error as error:
+        except BlockingIOError:
             os.close(self._lock)
-            raise SpoolFileError(f"{path} is no spool that can be read ({error}): move it away") from error
+            raise
+        except (sqlite3.Error, OSError) as error:
+            os.close(self._lock)
+            raise _of_opening(path, error) from error
         except BaseException:
             os.close(self._lock)
             raise
@@ -226,6 +242,16 @@ class SpoolFile:
                 raise
         except sqlite3.Error as error:
             raise SpoolFileError(f"{self.path} cannot be written ({error}): is its disk full?") from error
+
+
+def _of_opening(path: Path, error: sqlite3.Error | OSError) -> SpoolFileError:
+    if isinstance(error, OSError):
+        about_disk = error.errno not in _OF_ONE_FILE
+    else:
+        about_disk = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in _DISK_CODES  # without its extension
+    if about_disk:
+        return SpoolDiskError(f"no spool can be kept in {path.parent} now ({error}): is its disk full?")
+    return SpoolFileError(f"{path} is no spool that can be read ({error}): move it away")
 
 
 def _connect(path: Path) -> sqlite3.Connection:

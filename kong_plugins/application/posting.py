@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from kong_plugins.application.ports import (
     Background,
@@ -16,6 +17,7 @@ from kong_plugins.application.ports import (
     Spooled,
     SpoolUnavailable,
 )
+from kong_plugins.domain.attempts import AnswerKept
 from kong_plugins.domain.holds import Settlement, SettleOutcome, SettleStatus
 
 _log = logging.getLogger(__name__)
@@ -32,6 +34,8 @@ DEFER_FIRST_S = 2.0
 DEFER_MAX_S = 600.0
 FAILURES_MAX = 12  # with these pauses half an hour: longer than a failover, or a cluster's one missing node
 
+KEPT_MAX = 10_000  # in memory, some 2 kB each, while neither ledger nor spool takes any: a full disk under both
+
 
 @dataclass(slots=True)
 class PostingCounts:
@@ -41,19 +45,22 @@ class PostingCounts:
     repeated: int = 0
     unknown: int = 0  # the ledger had lost or forgotten the hold: the event was recorded, nothing was charged
     spooled: int = 0
+    kept: int = 0  # neither ledger nor spool took it: in this process's memory until one of them does
     replayed: int = 0
     set_aside: int = 0
-    lost: int = 0  # neither ledger nor spool took it: its event stands in the log
+    lost: int = 0  # it could not be kept any longer: its event stands in the log
 
     def items(self) -> tuple[tuple[str, int], ...]:
         return tuple((each.name, getattr(self, each.name)) for each in fields(self))
 
 
 class Poster:
-    """Posts to one ledger. Postings arrive there in the order they came, but for those that it takes errors at.
+    """Posts to one ledger. Postings arrive there in the order they came, but for those that it takes errors at, and
+    those that the spool did not take when they came.
 
     While anything waits in the spool, what comes goes behind it: nobody waits for a ledger that is known to be away,
-    and the order holds.
+    and the order holds. What neither of them takes is kept in memory until one does: the ledger's disk and the spool's
+    may be the same, and full.
     """
 
     def __init__(self, ledger: Ledger, spool: Spool, background: Background) -> None:
@@ -63,6 +70,7 @@ class Poster:
         self._replaying = False
         self._taken_at: dict[tuple[int, int], int] = {}  # what the ledger had taken when a posting last failed
         self._taken = 0
+        self._kept: deque[Posting] = deque()
         self.counts = PostingCounts()
 
     def settle(self, settlement: Settlement) -> SettleOutcome | None:
@@ -79,11 +87,16 @@ class Poster:
             self._spool.adopt()
         except SpoolUnavailable as error:
             _log.error("what other processes left in the spool cannot be read: %s", error)
-        if self._spool.depth:
+        if self._spool.depth or self._kept:
             self._start_replay()
 
+    def close(self) -> None:
+        """Nobody replays any more: what was kept is lost, but for the log."""
+        while self._kept:
+            self._lose(self._kept.popleft(), "the process ends, and neither ledger nor spool took it")
+
     def _now_or_later(self, posting: Posting) -> SettleOutcome | None:
-        if not self._spool.waiting:
+        if not self._spool.waiting and not self._kept:
             try:
                 return self._post(posting)
             except LedgerUnavailable as error:
@@ -91,12 +104,26 @@ class Poster:
         try:
             self._spool.append(posting)
         except SpoolUnavailable as error:
-            self.counts.lost += 1
-            log_lost(posting, str(error))
-            return None
-        self.counts.spooled += 1
+            self._keep(posting, str(error))
+        else:
+            self.counts.spooled += 1
         self._start_replay()
         return None
+
+    def _keep(self, posting: Posting, why: str) -> None:
+        if len(self._kept) >= KEPT_MAX:
+            self._lose(posting, why)
+            return
+        if not self._kept:
+            _log.error("neither ledger nor spool takes %s: kept in memory, as what follows (%s)", name_of(posting), why)
+        if isinstance(posting, Settlement) and posting.answer:  # a retry runs again: memory is for what is billed
+            posting = replace(posting, answer=b"", kept=AnswerKept.TOO_LARGE)
+        self.counts.kept += 1
+        self._kept.append(posting)
+
+    def _lose(self, posting: Posting, why: str) -> None:
+        self.counts.lost += 1
+        log_lost(posting, why)
 
     def _post(self, posting: Posting) -> SettleOutcome:
         if isinstance(posting, Recording):
@@ -142,18 +169,19 @@ class Poster:
         """Until nothing is left to try, or the process ends."""
         pause_s, rounds, closing = RETRY_FIRST_S, 0, False
         while True:
+            progress = self._place_kept()
             try:
                 entries = self._spool.oldest(BATCH)
                 if entries:
-                    progress = self._replay_in_order(entries, probe=rounds >= PROBE_AFTER)
-                else:
-                    entries = self._spool.due(BATCH)
-                    progress = self._replay_deferred(entries)
+                    progress |= self._replay_in_order(entries, probe=rounds >= PROBE_AFTER)
+                elif entries := self._spool.due(BATCH):
+                    progress |= self._replay_deferred(entries)
+                elif self._spool.waiting:  # one came while we looked
+                    continue
             except SpoolUnavailable as error:
-                _log.error("the spool cannot be read, its postings wait: %s", error)
-                progress = False
+                _log.error("the spool cannot be read or written, its postings wait: %s", error)
             else:
-                if not entries and not self._spool.waiting:  # one may have come while we looked
+                if not entries and not self._kept:
                     if not self._spool.depth or not self._background.pause(DEFER_FIRST_S):
                         return
                     continue
@@ -165,6 +193,26 @@ class Poster:
                     return
                 closing = not self._background.pause(pause_s)  # then once more: the pause was not over
                 pause_s = min(2 * pause_s, RETRY_MAX_S)
+
+    def _place_kept(self) -> bool:
+        """Into the spool, else into the ledger. Says whether one of them took any."""
+        placed = False
+        while self._kept:
+            try:
+                self._spool.append(self._kept[0])
+            except SpoolUnavailable:
+                if self._spool.waiting:
+                    break
+                try:
+                    self._post(self._kept[0])
+                except LedgerUnavailable:
+                    break
+                self.counts.replayed += 1
+            else:
+                self.counts.spooled += 1
+            self._kept.popleft()
+            placed = True
+        return placed
 
     def _replay_in_order(self, entries: Sequence[Spooled], probe: bool) -> bool:
         """Up to the first that fails. ``probe``: it has failed before; see whether the ledger takes others."""

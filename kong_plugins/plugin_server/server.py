@@ -118,6 +118,25 @@ class Server:
         elif self._parent.is_unwanted():
             log.info("the process that Kong started has been ended")
             self._ending.set()
+        elif self._file.is_gone():
+            self._appear_again()
+
+    def _appear_again(self) -> None:
+        """Somebody removed our socket, as a clean-up of old files may: Kong would not start us again, as we run."""
+        try:
+            file = self._file.renewed()
+            file.publish()
+        except OSError as error:
+            log.error("our socket %s is gone, and cannot be made again: %s", self._file.path, error)
+            return
+        log.error("our socket %s was removed: it is there again", file.path)
+        self._accept()  # who connected to the old one before
+        self._watchers.remove(self._accepting)
+        self._accepting.stop()
+        self._accepting.close()
+        self._file.withdraw()
+        self._file = file
+        self._accepting = self._watch(self._loop.io(file.socket.fileno(), 1), self._accept)
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTS):

@@ -22,6 +22,7 @@ class SocketFile:
 
     def __init__(self, path: Path, mode: int, backlog: int) -> None:
         self.path = path
+        self._mode, self._backlog = mode, backlog
         staging = path.with_name(f".{os.getpid()}.{path.name}")
         if len(os.fsencode(staging)) > _PATH_MAX:
             raise OSError(f"the socket's path {path} is too long: use a shorter --kong-prefix or --socket-name")
@@ -53,6 +54,18 @@ class SocketFile:
             with self._locked():
                 self._staging.rename(self.path)
 
+    def is_gone(self) -> bool:
+        """Nothing is at its path, although it was published: nobody can reach us any more."""
+        return _identity(self.path) is None
+
+    def renewed(self) -> SocketFile:
+        """Another one, listening too, for the same path.
+
+        Raises:
+            OSError: as when it was made.
+        """
+        return SocketFile(self.path, self._mode, self._backlog)
+
     def is_ours(self) -> bool:
         return _identity(self.path) == self._identity
 
@@ -72,6 +85,7 @@ class SocketFile:
             fcntl.flock(directory, fcntl.LOCK_EX)
             yield
         finally:
+            fcntl.flock(directory, fcntl.LOCK_UN)  # in gevent's loop itself, close() takes effect a moment later
             os.close(directory)
 
 

@@ -55,16 +55,17 @@ class Process:
             self.process.wait()
 
     def restore(self) -> None:
-        if not self.pid():
-            with self.log.open("ab") as log:
-                self.process = subprocess.Popen(
-                    self.argv,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env={**os.environ, **self._env},
-                    start_new_session=True,
-                )
+        if self.pid():
+            return
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self._env},
+                start_new_session=True,
+            )
         # One that is killed while it starts breaks nothing: it is to be at work before the next fault.
         wait_for(self._ready, self.name)
 

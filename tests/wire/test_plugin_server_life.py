@@ -15,6 +15,8 @@ from plugin_server_probe import pack_script
 from plugin_server_process import OURS, STOCK_GEVENT, Pipe, ServerProcess
 from plugin_server_recordings import frames_of, put_id
 
+from tests.chaos.parts import wait_for
+
 Start = Callable[..., ServerProcess]
 GET = ["kong.request.get_method", []]
 
@@ -255,6 +257,30 @@ def test_a_drain_is_bounded(start_server: Start) -> None:
     client.run(instance, "log")  # the waiting event was read before
     assert server.stop() == 0
     server.wait_line("ending with 1 events under way")
+
+
+def test_a_socket_that_somebody_removed_is_there_again(start_server: Start, tmp_path: Path) -> None:
+    """Kong would not start a server again that runs. Connections that there are go on, new ones come through, and at
+    the end nothing is left; where it cannot be made, that is tried again."""
+    server = start_server("--socket-mode", "0660")
+    before = Worker(server.path)
+    instance = before.start()
+    server.path.unlink()
+    server.wait_line("it is there again")
+    assert stat.S_IMODE(server.path.stat().st_mode) == 0o660
+    after = Worker(server.path)
+    assert (before.run(instance).exit, after.run(after.start()).exit) == (None, None)
+    assert after.pids == [server.process.pid]
+
+    aside = tmp_path.rename(tmp_path.with_name(f"{tmp_path.name}-aside"))
+    (aside / server.path.name).unlink()
+    server.wait_line("cannot be made again")
+    aside.rename(tmp_path)
+    wait_for(server.path.exists, "the socket is there again")
+    again = Worker(server.path)
+    assert again.run(again.start()).exit is None
+    assert server.stop() == 0
+    assert [entry.name for entry in tmp_path.iterdir() if "sock" in entry.name] == []
 
 
 @pytest.mark.parametrize(("mode", "expected"), [((), 0o600), (("--socket-mode", "0660"), 0o660)])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import stat
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import gevent
@@ -26,6 +28,7 @@ from kong_plugins.application.ports import Posting, Recording, SpoolUnavailable
 from kong_plugins.domain.attempts import AnswerKept
 from kong_plugins.domain.holds import Outcome, Settlement
 from kong_plugins.domain.usage import Evidence, Usage
+from tests.chaos.disks import Disk, why_no_disks
 
 ADDRESS = "redis://127.0.0.1:6379/0"
 
@@ -296,3 +299,55 @@ def test_where_it_is() -> None:
     assert spool_bytes_max({"TOKEN_QUOTA_SPOOL_MAX_MB": "3"}) == 3 * 2**20
     with pytest.raises(SpoolUnavailable, match="TOKEN_QUOTA_SPOOL_MAX_MB"):
         spool_bytes_max({"TOKEN_QUOTA_SPOOL_MAX_MB": "much"})
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EMFILE, errno.EROFS])
+def test_a_disk_that_takes_nothing_is_asked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    """Full, or no file left to this process: it said so a thousand times, and left two thousand files behind. It works
+    again by itself."""
+    tried: list[str] = []
+
+    def refuse(path: str, *_: object) -> int:
+        tried.append(path)
+        raise OSError(number, os.strerror(number))
+
+    spool = DurableSpool(tmp_path, ADDRESS)
+    with monkeypatch.context() as patch:
+        patch.setattr("kong_plugins.adapters.spool_file.os.open", refuse)
+        with pytest.raises(SpoolUnavailable, match="is its disk full"):
+            spool.append(recording(1))
+    assert len(tried) == 1
+    assert caplog.records == []
+    spool.append(recording(2))
+    assert ids(spool) == ["e2"]
+    spool.close()
+
+
+def test_a_small_disk_filled_and_freed(tmp_path: Path) -> None:
+    """A real one: nothing that was refused is half there, nothing that was taken is lost, also what could not be removed
+    while it was full."""
+    if why := why_no_disks(tmp_path):
+        pytest.skip(why)
+    with ExitStack() as resources:
+        disk = Disk(tmp_path / "small", 1, resources)
+        disk.fill()
+        spool = DurableSpool(disk.path / "spool", ADDRESS)
+        with pytest.raises(SpoolUnavailable, match="is its disk full"):
+            spool.append(recording(1))
+        assert len(list((disk.path / "spool").iterdir())) <= 2
+        disk.free()
+        spool.append(recording(2))
+        disk.fill()
+        with pytest.raises(SpoolUnavailable, match="is its disk full"):
+            spool.append(recording(3, size=2**16))
+        with pytest.raises(SpoolUnavailable, match="is its disk full"):
+            spool.remove(spool.oldest(1))
+        disk.free()
+        assert ids(spool) == ["e2"]
+        spool.append(recording(4))
+        assert ids(spool) == ["e2", "e4"]
+        spool.remove(spool.oldest(2))
+        assert spool.sums.rows == 0
+        spool.close()

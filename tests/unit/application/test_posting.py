@@ -9,8 +9,11 @@ import pytest
 
 from kong_plugins.adapters.ledger import MemoryLedger
 from kong_plugins.application import posting as application_posting
-from kong_plugins.application.ports import LedgerUnavailable, Posting, Recording, Spooled
+from kong_plugins.application.ports import LedgerUnavailable, Posting, Recording, Spooled, SpoolUnavailable
 from kong_plugins.application.posting import FAILURES_MAX, PROBE_AFTER, Poster
+from kong_plugins.domain.attempts import AnswerKept
+from kong_plugins.domain.holds import Settlement
+from kong_plugins.domain.usage import Evidence, Usage
 
 
 class Ledger(MemoryLedger):
@@ -38,6 +41,7 @@ class ListSpool:
         self.rows: dict[int, tuple[Spooled, float | None]] = {}  # and when it is due: 0 in line, None aside
         self.reasons: list[str] = []
         self.now = 1.0
+        self.full = False
 
     @property
     def waiting(self) -> int:
@@ -48,6 +52,8 @@ class ListSpool:
         return sum(due is not None for _, due in self.rows.values())
 
     def append(self, posting: Posting) -> None:
+        if self.full:
+            raise SpoolUnavailable("no room")
         number = max(self.rows, default=0) + 1
         self.rows[number] = Spooled((0, number), posting), 0.0
 
@@ -58,6 +64,8 @@ class ListSpool:
         return tuple([entry for entry, due in self.rows.values() if due and due <= self.now][:count])
 
     def remove(self, entries: Sequence[Spooled]) -> None:
+        if self.full:  # a removal is written, too
+            raise SpoolUnavailable("no room")
         for entry in entries:
             del self.rows[entry.position[1]]
 
@@ -82,6 +90,7 @@ class Hand:
     pauses_left: int = 1_000
     pauses: int = 0
     back_after: int | None = None
+    free_after: int | None = None
     arrivals: Iterator[str] = field(default_factory=lambda: iter(()))
     poster: Poster | None = None
 
@@ -99,6 +108,8 @@ class Hand:
         self.spool.now += seconds
         if self.pauses == self.back_after:
             self.ledger.away = False
+        if self.pauses == self.free_after:
+            self.spool.full = False
         for name in self.arrivals:
             assert self.poster is not None
             self.poster.record(Recording("other", name, b"{}"))
@@ -216,3 +227,58 @@ def test_constants_give_a_failover_time() -> None:
     module = application_posting
     pauses = [min(module.DEFER_FIRST_S * 2**n, module.DEFER_MAX_S) for n in range(FAILURES_MAX - 1)]
     assert sum(pauses) >= 1_800
+
+
+@pytest.mark.parametrize(("back", "free"), [(3, 6), (6, 3), (3, None)])
+def test_what_neither_takes_is_kept_until_one_does(back: int, free: int | None) -> None:
+    """A full disk under both: whichever works again first has it, and nothing is lost or posted twice."""
+    poster, ledger, spool, hand = bench()
+    ledger.away, spool.full = True, True
+    record(poster, "a", "b", "c")
+    assert (poster.counts.kept, poster.counts.lost, spool.depth) == (3, 0, 0)
+    hand.back_after, hand.free_after = back, free
+    hand.run()
+    assert ledger.taken == ["a", "b", "c"]
+    assert (poster.counts.lost, spool.depth) == (0, 0)
+    record(poster, "d")
+    assert ledger.taken[-1] == "d"
+
+
+def test_what_was_posted_and_could_not_be_removed_is_posted_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The spool's disk is full when the ledger is back: its postings are told again until they can be removed."""
+    poster, ledger, spool, hand = bench()
+    ledger.away = True
+    record(poster, "a", "b")
+    ledger.away, spool.full, hand.free_after = False, True, 4
+    hand.run()
+    assert (sorted(set(ledger.taken)), spool.depth, poster.counts.posted) == (["a", "b"], 0, 2)
+    assert "the spool cannot be read or written" in caplog.text
+
+
+def test_what_is_kept_is_bounded_and_goes_to_the_log_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each that cannot be kept, and each that is left when the process ends, with its whole event."""
+    monkeypatch.setattr(application_posting, "KEPT_MAX", 2)
+    poster, ledger, spool, hand = bench()
+    ledger.away, spool.full, hand.pauses_left = True, True, 1
+    record(poster, "a", "b", "c")
+    assert (poster.counts.kept, poster.counts.lost) == (2, 1)
+    hand.run()
+    poster.close()
+    assert poster.counts.lost == 3
+    assert [name for name in ("a", "b", "c") if f"event {name} not posted" in caplog.text] == ["a", "b", "c"]
+    assert "event: {}" in caplog.text
+
+
+def test_an_answer_for_retries_takes_no_memory_of_settlements() -> None:
+    """What is billed is kept; a retry runs again."""
+    poster, ledger, spool, hand = bench()
+    spool.full = True
+    ledger.settle = lambda _: (_ for _ in ()).throw(LedgerUnavailable("no"))  # type: ignore[method-assign,assignment]
+    poster.settle(Settlement("t", "h", Usage(3, 1), Evidence.EXACT, b"{}", answer=b"x" * 9, kept=AnswerKept.KEPT))
+    spool.full, hand.pauses_left = False, 1
+    hand.run()
+    ((entry, _),) = spool.rows.values()
+    assert isinstance(entry.posting, Settlement)
+    assert (entry.posting.answer, entry.posting.kept) == (b"", AnswerKept.TOO_LARGE)
