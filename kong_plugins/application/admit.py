@@ -161,19 +161,27 @@ class Admission:
         try:
             if not alone:
                 self._outage.flush(ask.tenant)
-            decided = self._admit_when_free(ask)
+            outcome = self._hold(ask, ask.planned)
         except LedgerUnavailable:
             unasked = self._outage.after(request) if alone else None
             if unasked is not None:
                 return self._let_in(ask, unasked)  # the hold that may have taken effect is its own
-            self._counts.closed += 1
-            self.forsake(ask.tenant, ask.hold_id, ask.planned)
+            self._give_up(ask)
+            raise
+        try:
+            decided = self._decide_when_free(ask, outcome)
+        except LedgerUnavailable:  # it has looked, and may hold less by now than would be let in without it
+            self._give_up(ask)
             raise
         if isinstance(decided, Held):
             self._counts.ledger += 1
         elif not isinstance(decided, Earlier):
             self._counts.denied += 1
         return decided
+
+    def _give_up(self, ask: Ask) -> None:
+        self._counts.closed += 1
+        self.forsake(ask.tenant, ask.hold_id, ask.planned)
 
     def _let_in(self, ask: Ask, unasked: Unasked) -> Held:
         if unasked.by is DecidedBy.OPEN:
@@ -188,25 +196,25 @@ class Admission:
         amounts = [(each.line.key, 0) for each in planned]  # and nothing else: the request may be large
         self._releases.submit(lambda: self._empty(tenant, hold_id, amounts))
 
-    def _admit_when_free(self, ask: Ask) -> Decided:
-        decided = self._admit(ask)
+    def _decide_when_free(self, ask: Ask, outcome: HoldOutcome) -> Decided:
+        decided = self._decide(ask, outcome)
         if self._pause is None:
             return decided
         for seconds in RUNNING_PAUSES_S:
             if not isinstance(decided, Earlier) or decided.standing is not Standing.RUNNING:
                 break
             self._pause(seconds)
-            decided = self._admit(ask)
+            decided = self._decide(ask, self._hold(ask, ask.planned))
         for seconds in CROWDED_PAUSES_S:
             if not isinstance(decided, Crowded):
                 break
             self._pause(seconds)
-            decided = self._admit(ask)
+            decided = self._decide(ask, self._hold(ask, ask.planned))
         return decided
 
-    def _admit(self, ask: Ask) -> Decided:
+    def _decide(self, ask: Ask, outcome: HoldOutcome) -> Decided:
+        """By the ledger's answer, and by closer looks where that is no."""
         bound, planned = ask.bound, ask.planned
-        outcome = self._hold(ask, planned)
         if (instead := _without_looking(outcome)) is not None:
             return instead
         if not outcome.admitted and self._outage.give_back(ask.tenant):

@@ -69,9 +69,9 @@ def counter_path(tenant: str, line_key: str, window: WindowSpec) -> str:
 
 
 def register_within_us(terminal_us: int) -> int:
-    """How long after its admission a request that was admitted without the ledger can still be held. Its end would be
-    remembered for twice as long, so that one that had been held, and has ended, is never held and charged again; the
-    other half is for clocks that differ."""
+    """How far from its admission a request that was admitted without the ledger can still be held: after it, or, where
+    the node's clock is ahead, before. Its end would be remembered for twice as long, so that one that had been held, and
+    has ended, is never held and charged again."""
     return terminal_us // 2
 
 

@@ -71,10 +71,10 @@ class Counters:
             if partition_of(self._kept[path].tenant) == partition:
                 del self._kept[path]
 
-    def give_back(self, amounts: Mapping[str, int], now_us: int) -> None:
-        """Take amounts by path off what is held, where the counter has not gone."""
+    def give_back(self, amounts: Mapping[str, int]) -> None:
+        """Take amounts by path off what is held. Also of one whose time is over: a clock that goes back finds it again."""
         for path, amount in amounts.items():
-            if (kept := self.live(path, now_us)) is not None:
+            if (kept := self._kept.get(path)) is not None:
                 kept.counter.held -= amount
 
     def at(self, tenant: str, line: Line, now_us: int, at_us: int | None = None) -> tuple[str, Kept]:

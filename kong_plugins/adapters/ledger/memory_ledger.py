@@ -177,7 +177,7 @@ class MemoryLedger:
                 state = LineState(line.key, line.limit, counter.committed, counter.held, reset_us)
                 until_us = counter.span.end_us if isinstance(counter, FixedCounter) else None
                 leased.append(LeasedLine(amount, wanted, until_us, state))
-            self._counters.give_back(had, now_us)
+            self._counters.give_back(had)
             self._leases.keep(member, lease)
             return LeaseOutcome(tuple(leased), now_us)
 
@@ -187,7 +187,7 @@ class MemoryLedger:
             partition = partition_of(request.tenant)
             if self._find(layout.member(request.tenant, request.hold_id), now_us) is not None:
                 return True
-            if now_us - registration.at_us > layout.register_within_us(self._terminal_us):
+            if abs(now_us - registration.at_us) > layout.register_within_us(self._terminal_us):
                 return False
             self._end_leases(partition, now_us)
             lender = layout.member(request.tenant, registration.lease_id)
@@ -209,7 +209,7 @@ class MemoryLedger:
 
     def _end_leases(self, partition: int, now_us: int) -> None:
         for lease in self._leases.over(partition, now_us):
-            self._counters.give_back(lease.amounts, now_us)
+            self._counters.give_back(lease.amounts)
 
     def settle(self, settlement: Settlement) -> SettleOutcome:
         with self._lock:

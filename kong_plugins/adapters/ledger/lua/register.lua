@@ -2,13 +2,14 @@
 -- whatever there is room for: out of its node's lease, and what that has not got on top.
 -- KEYS  1 the hold, 2.. a counter for each line, of the windows at which it was admitted
 -- ARGV  1 tag, 2 tenant, 3 encoded tenant, 4 member (encoded tenant/hold id), 5 its lease's member or '', 6 when it was
---       admitted, 7 how long after that it can be held, 8 msgpack as of hold.lua, without slots
+--       admitted, 7 how long after (or before) that it can be held, 8 msgpack as of hold.lua, without slots
 -- Returns msgpack {"held", "again" or "late", now}.
 local tag, tenant, encoded, member, lender = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local id, ttl, grace, remembered, event, lines, attempt = unpack(cmsgpack.unpack(ARGV[8]), 1, 7)
 if find(tag, member) then return pack('again') end
--- Its end would be remembered for so long: one that nobody knows of was not held, and one that was is not held twice.
-if now - tonumber(ARGV[6]) > tonumber(ARGV[7]) then return pack('late') end
+-- Its end would be remembered for twice as long: one that nobody knows of was not held, and one that was is not held twice.
+-- As long before: a node whose clock is ahead could else hold for hours to come.
+if math.abs(now - tonumber(ARGV[6])) > tonumber(ARGV[7]) then return pack('late') end
 sweep_leases(tag, 64)
 
 local lease = find_lease(tag, lender)
