@@ -74,12 +74,19 @@ class PostingMetrics:
         unregistered = GaugeMetricFamily(
             "token_quota_unregistered", "Admitted requests that the ledger does not know of yet.", labels=labels
         )
+        late = CounterMetricFamily(
+            "token_quota_registered_late",
+            "Requests that ran without the ledger and could be held no more when it was back: billed, charged to no"
+            " budget.",
+            labels=labels,
+        )
         for each in self._observe():
             if each.without is not None:
                 for decided, count in each.without.counts.items():
                     admissions.add_metric([each.ledger, decided], count)
+                late.add_metric([each.ledger], each.without.registrar.late)
                 leases.add_metric([each.ledger], each.without.leases)
-                unregistered.add_metric([each.ledger], each.without.unregistered)
+                unregistered.add_metric([each.ledger], len(each.without.registrar))
             for result, count in each.poster.counts.items():
                 postings.add_metric([each.ledger, result], count)
             sums = each.spool.sums
@@ -92,7 +99,7 @@ class PostingMetrics:
                 _log.warning("the spool's age cannot be read: %s", error)
                 continue
             age.add_metric([each.ledger], 0 if oldest_ms is None else max(0.0, time.time() - oldest_ms / 1000))
-        yield from (admissions, leases, unregistered, postings, depth, size, age)
+        yield from (admissions, leases, unregistered, late, postings, depth, size, age)
 
 
 def serve_metrics(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from time import monotonic
 
 from kong_plugins.application.outage import Closed, Outage, Unasked
-from kong_plugins.application.ports import Background, Ledger, LedgerUnavailable
+from kong_plugins.application.ports import Background, Ledger, LedgerFault, LedgerUnavailable
 from kong_plugins.domain.attempts import Attempt, Earlier, Standing
 from kong_plugins.domain.concurrency import Slots, SlotState
 from kong_plugins.domain.errors import CountUnavailable
@@ -156,14 +156,17 @@ class Admission:
         attempt = ask.attempt
         # Only the ledger knows whether an earlier attempt stands in its way: without it, it might be charged twice.
         alone = attempt is None or (attempt.derived and not attempt.retry)
-        if alone and not ask.slots and (unasked := self._outage.before(request)) is not None:
+        if alone and ask.slots:
+            self._outage.want(request)  # how many run at a time only the ledger knows
+        elif alone and (unasked := self._outage.before(request)) is not None:
             return self._let_in(ask, unasked)
         try:
             if not alone:
                 self._outage.flush(ask.tenant)
             outcome = self._hold(ask, ask.planned)
-        except LedgerUnavailable:
-            unasked = self._outage.after(request) if alone else None
+        except LedgerUnavailable as error:
+            away = not isinstance(error, LedgerFault)
+            unasked = self._outage.after(request) if alone and away else None
             if unasked is not None:
                 return self._let_in(ask, unasked)  # the hold that may have taken effect is its own
             self._give_up(ask)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from kong_plugins.application.ports import Ledger, LedgerUnavailable
-from kong_plugins.application.registering import Registrar
+from kong_plugins.application.registering import Registrar, Together, for_each_tenant, one_by_one
 from kong_plugins.domain.budgets import Mode
 from kong_plugins.domain.holds import HoldOutcome, HoldRequest, Line, LineState, Registration
 from kong_plugins.domain.leases import LeasedLine, LeaseRequest
@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 TENANTS_MAX = 10_000  # with leases at a time; further ones ask the ledger
 RENEW_S = 1.0  # how soon a lease follows what was used
 IDLE_S = 30.0  # without a request: then the lease is given back
+WALK_S = 0.5  # between two looks at every tenant
+ANSWER_PAUSES = 20  # of 10 ms, for the answer to a question that is under way
 RENEWALS_A_TTL = 4  # also of a lease that nothing was used of
 
 
@@ -68,7 +70,8 @@ class _Tenant:
 class Leases:
     """The leases of one node with one ledger. For one thread, whose greenlets may all use it.
 
-    ``node`` is the name of this process alone, and of none before it. ``clock`` gives seconds that never go back.
+    ``node`` is the name of this object alone, in this process and any other. ``clock`` gives seconds that never go back
+    and never stand still. ``together`` as a registrar's; ``pause``: lets others run for so many seconds.
     """
 
     def __init__(  # noqa: PLR0917
@@ -79,6 +82,8 @@ class Leases:
         node: str,
         clock: Callable[[], float],
         wake: Callable[[], None] = lambda: None,
+        together: Together = one_by_one,
+        pause: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._ledger = ledger
         self._registrar = registrar
@@ -87,6 +92,9 @@ class Leases:
         self._leases = 0
         self._clock = clock
         self._wake = wake
+        self._together = together
+        self._pause = pause
+        self._walk_s = 0.0
         self._tenants: dict[str, _Tenant] = {}
         self._missing: dict[str, None] = {}  # tenants that were asked for what they have no lease of
 
@@ -96,6 +104,26 @@ class Leases:
 
     def admit(self, request: HoldRequest) -> tuple[HoldOutcome, Registration] | None:
         """Out of the lease; None: it does not fit there, and what there is room for is the ledger's to say."""
+        ready = self._ready(request)
+        if ready is None or self._registrar.full:
+            return None
+        tenant, slices, now_us = ready
+        hard = [(part, line) for part, line in zip(slices, request.lines, strict=True) if line.mode is Mode.HARD]
+        if not all(_fits(part, line) for part, line in hard):
+            return None
+        for part, line in hard:
+            part.used += line.amount
+        outcome = HoldOutcome(True, tuple(map(_state, slices, request.lines)), now_us)
+        registration = Registration(request, now_us, tenant.lease_id)
+        self._registrar.add(registration, lambda: _told(hard))
+        return outcome, registration
+
+    def want(self, request: HoldRequest) -> None:
+        """The ledger is asked about this request: have its tenant's lease all the same, for while it is away."""
+        self._ready(request)
+
+    def _ready(self, request: HoldRequest) -> tuple[_Tenant, list[_Slice], int] | None:
+        """The tenant with a slice for each line, and the ledger's clock; None where one is to be leased first."""
         now_s = self._clock()
         tenant = self._tenants.get(request.tenant)
         if tenant is None:
@@ -106,21 +134,11 @@ class Leases:
         tenant.seen_s, tenant.touched = now_s, True
         slices = [_slice(tenant, line, now_s) for line in request.lines]
         now_us = tenant.now_us(now_s)
-        if self._registrar.full:
-            return None
-        if now_s >= tenant.until_s or not all(map(_current, slices, [now_us] * len(slices))):
+        if now_s >= tenant.until_s or not all(_current(part, now_us) for part in slices):
             self._missing[request.tenant] = None
             self._wake()
             return None
-        hard = [(part, line) for part, line in zip(slices, request.lines, strict=True) if line.mode is Mode.HARD]
-        if any(line.amount > part.free for part, line in hard):
-            return None
-        for part, line in hard:
-            part.used += line.amount
-        outcome = HoldOutcome(True, tuple(map(_state, slices, request.lines)), now_us)
-        registration = Registration(request, now_us, tenant.lease_id)
-        self._registrar.add(registration, lambda: _told(hard))
-        return outcome, registration
+        return tenant, slices, now_us
 
     def give_back(self, tenant: str) -> bool:
         """Of a tenant whose request found no room, what is not used. Whether there was any.
@@ -129,6 +147,10 @@ class Leases:
             LedgerUnavailable: nobody knows.
         """
         kept = self._tenants.get(tenant)
+        for _ in range(ANSWER_PAUSES):
+            if kept is None or not kept.asking:
+                break
+            self._pause(0.01)
         if kept is None or kept.asking or not any(part.free > 0 for part in kept.slices.values()):
             return False
         self._ask(tenant, kept, percent=0, shrink=True)
@@ -137,20 +159,26 @@ class Leases:
 
     def work(self) -> None:
         """Renew the leases that need it, and give back those of tenants that have gone. To be called when woken, and
-        every ``RENEW_S`` or so.
+        every ``WALK_S`` or so.
 
         Raises:
             LedgerUnavailable: some were not renewed.
         """
         now_s = self._clock()
-        for name in [name for name in self._missing if name in self._tenants]:
-            self._renew(name, self._tenants[name])
-        self._missing.clear()
-        for name, tenant in list(self._tenants.items()):
-            if now_s - tenant.seen_s >= IDLE_S:
-                self._let_go(name, tenant)
-            elif now_s >= tenant.renew_s and (tenant.touched or now_s >= self._renewal_s(tenant)):
-                self._renew(name, tenant)
+        missing, self._missing = self._missing, {}
+        due = {name: self._tenants[name] for name in missing if name in self._tenants}
+        gone: dict[str, _Tenant] = {}
+        if now_s >= self._walk_s:
+            self._walk_s = now_s + WALK_S
+            for name, tenant in self._tenants.items():
+                if now_s - tenant.seen_s >= IDLE_S:
+                    gone[name] = tenant
+                elif now_s >= tenant.renew_s and (tenant.touched or now_s >= self._renewal_s(tenant)):
+                    due[name] = tenant
+        for_each_tenant([(name, self._renewal(name, tenant)) for name, tenant in due.items()], self._together)
+        # One at a time, and not while the ledger is away: whether one is there whose answer was lost nobody knows.
+        for name, tenant in gone.items():
+            self._let_go(name, tenant)
 
     def close(self) -> None:
         """Give everything back.
@@ -164,9 +192,12 @@ class Leases:
     def _renewal_s(self, tenant: _Tenant) -> float:
         return tenant.until_s - self._policy.ttl_s * (1 - 1 / RENEWALS_A_TTL)
 
-    def _renew(self, name: str, tenant: _Tenant) -> None:
-        if not tenant.asking:
-            self._ask(name, tenant, self._policy.percent)
+    def _renewal(self, name: str, tenant: _Tenant) -> Callable[[], None]:
+        def renew() -> None:
+            if not tenant.asking:
+                self._ask(name, tenant, self._policy.percent)
+
+        return renew
 
     def _ask(self, name: str, tenant: _Tenant, percent: int, *, shrink: bool = False) -> None:
         """Whatever becomes of the question, the ledger keeps at least what was asked for of what it had: no more than
@@ -205,6 +236,8 @@ class Leases:
             part.granted, part.leased = leased.amount - part.moved, leased
 
     def _let_go(self, name: str, tenant: _Tenant) -> None:
+        """Nothing is admitted meanwhile, nor after a failure: what is left then nobody knows, and the next request asks
+        for another lease."""
         if tenant.asking or any(part.used for part in tenant.slices.values()):
             return  # the registrar is not done
         del self._tenants[name]
@@ -215,7 +248,10 @@ def _slice(tenant: _Tenant, line: Line, now_s: float) -> _Slice:
     part = tenant.slices.get((line.key, line.window))
     if part is None:
         part = tenant.slices[line.key, line.window] = _Slice(line, now_s)
-    part.line, part.seen_s = line, now_s  # its limit may have been edited
+    part.seen_s = now_s
+    if line.mode is Mode.HARD or part.line.mode is not Mode.HARD:
+        # Its limit may have been edited. A row that counts the same budget, and refuses nobody by it, changes nothing.
+        part.line = line
     return part
 
 
@@ -223,6 +259,12 @@ def _current(part: _Slice, now_us: int) -> bool:
     """It was leased, and is of a window that goes on."""
     leased = part.leased
     return leased is not None and (leased.until_us is None or now_us < leased.until_us)
+
+
+def _fits(part: _Slice, line: Line) -> bool:
+    """What another row leased under a higher limit is no room under this one's."""
+    leased = part.leased
+    return leased is not None and line.limit >= leased.state.limit and line.amount <= part.free
 
 
 def _told(parts: list[tuple[_Slice, Line]]) -> None:

@@ -36,6 +36,9 @@ class Outage(Protocol):
     def before(self, request: HoldRequest) -> Unasked | None:
         """Before the ledger is asked. None: ask it."""
 
+    def want(self, request: HoldRequest) -> None:
+        """The ledger is asked in any case: be ready for requests like this one while it is away."""
+
     def after(self, request: HoldRequest) -> Unasked | None:
         """It did not answer. None: refuse."""
 
@@ -47,15 +50,21 @@ class Outage(Protocol):
         """
 
     def give_back(self, tenant: str) -> bool:
-        """The ledger found no room for a request: let it have what the node keeps unused. Whether there was any.
+        """The ledger found no room for a request: let it have what this process keeps unused. Whether there was any.
 
         Raises:
             LedgerUnavailable: nobody knows.
         """
 
 
+GiveBack = Callable[[str], bool]
+
+
 class Closed:
-    """Nothing runs that the ledger does not hold."""
+    """Nothing runs that the ledger does not hold. ``give_back``: of leases that other rows have."""
+
+    def __init__(self, give_back: GiveBack = lambda _: False) -> None:
+        self._give_back = give_back
 
     def before(self, request: HoldRequest) -> Unasked | None:
         """The ledger decides."""
@@ -63,24 +72,23 @@ class Closed:
 
     after = before
 
+    def want(self, request: HoldRequest) -> None:
+        """Nobody is let in without it."""
+
     def flush(self, tenant: str) -> None:
         """It knows everything."""
 
     def give_back(self, tenant: str) -> bool:
-        """There is nothing."""
-        return False
+        return self._give_back(tenant)
 
 
-class Open:
-    """No budget holds while the ledger is away; bills stay right. ``clock``: microseconds since the epoch."""
+class Open(Closed):
+    """No budget holds while the ledger is away; bills stay right. ``clock``: the ledger's, in microseconds."""
 
-    def __init__(self, registrar: Registrar, clock: Callable[[], int]) -> None:
+    def __init__(self, registrar: Registrar, clock: Callable[[], int], give_back: GiveBack = lambda _: False) -> None:
+        super().__init__(give_back)
         self._registrar = registrar
         self._clock = clock
-
-    def before(self, request: HoldRequest) -> Unasked | None:
-        """The ledger decides, as long as it answers."""
-        return None
 
     def after(self, request: HoldRequest) -> Unasked | None:
         """The ledger will be told, unless there is too much to remember already."""
@@ -94,26 +102,24 @@ class Open:
     def flush(self, tenant: str) -> None:
         self._registrar.flush(tenant)
 
-    def give_back(self, tenant: str) -> bool:
-        """There is nothing."""
-        return False
 
-
-class Leased:
+class Leased(Closed):
     """Budgets hold while the ledger is away: what is left of them is what nodes have leased."""
 
-    def __init__(self, leases: Leases, registrar: Registrar) -> None:
+    def __init__(self, leases: Leases, registrar: Registrar, give_back: GiveBack | None = None) -> None:
+        super().__init__(give_back or leases.give_back)
         self._leases = leases
         self._registrar = registrar
 
     def before(self, request: HoldRequest) -> Unasked | None:
+        """What fits into the lease."""
         admitted = self._leases.admit(request)
         return None if admitted is None else Unasked(DecidedBy.LEASE, *admitted)
 
     after = before
 
+    def want(self, request: HoldRequest) -> None:
+        self._leases.want(request)
+
     def flush(self, tenant: str) -> None:
         self._registrar.flush(tenant)
-
-    def give_back(self, tenant: str) -> bool:
-        return self._leases.give_back(tenant)

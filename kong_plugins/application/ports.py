@@ -15,6 +15,11 @@ class LedgerUnavailable(Exception):  # noqa: N818 - a state, not a fault
     """The ledger did not answer in time, or refused. Whether the operation took effect is not known."""
 
 
+class LedgerFault(LedgerUnavailable):
+    """It answered, with an error that waiting does not mend: a wrong password, say. It is not away, so nothing is let
+    in that only an outage lets in."""
+
+
 @dataclass(frozen=True, slots=True)
 class Balance:
     """A counter as an operator sees it."""
@@ -52,6 +57,9 @@ class Ledger(Protocol):
     Raises:
         LedgerUnavailable: from every method.
     """
+
+    def time_us(self) -> int:
+        """The ledger's clock, as last heard and gone on since; ours while nothing was heard. Asks nobody."""
 
     def hold(self, request: HoldRequest) -> HoldOutcome:
         """Hold every line or none. With an attempt, first look at the logical request's earlier attempts: one that

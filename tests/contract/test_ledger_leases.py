@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -19,8 +20,11 @@ from tests.contract.test_ledger_contract import LONG_US, counts, events, hold, k
 HOUR_US = 3_600_000_000
 
 
+turns = itertools.count(1)
+
+
 def lease(bench: Bench, *lines: Line, node: str = "node-1", percent: int = 10, ttl_us: int = LONG_US):
-    return bench.ledger.lease(LeaseRequest("acme", node, lines, percent, ttl_us))
+    return bench.ledger.lease(LeaseRequest("acme", node, lines, percent, ttl_us, next(turns)))
 
 
 def amounts(bench: Bench, *lines: Line, **options) -> list[int]:
@@ -109,6 +113,24 @@ def test_a_question_that_comes_after_a_later_one_changes_nothing(bench: Bench) -
     assert counts(bench, line()) == (0, 40)
     assert ask(2, 40) == [40]
     assert ask(3, 0) == [10]
+    hold(bench, "a", line(90))
+    assert ask(3, 0) == [10]  # as it was answered before, though ten percent of what is left is less by now
+    assert ask(4, 0) == [1]
+
+
+def test_a_question_that_comes_after_its_lease_was_given_up_leases_nothing(bench: Bench) -> None:
+    bench.ledger.lease(LeaseRequest("acme", "node-1", (line(),), 10, LONG_US, 1))
+    bench.ledger.lease(LeaseRequest("acme", "node-1", (), 0, 1, 3))
+    with pytest.raises(LedgerUnavailable):
+        bench.ledger.lease(LeaseRequest("acme", "node-1", (line(),), 10, LONG_US, 2))
+    assert counts(bench, line()) == (0, 0)
+
+
+def test_a_line_that_never_refuses_takes_nothing_out_of_a_lease(bench: Bench) -> None:
+    """Another row may count the same budget: its node has not reckoned with that."""
+    assert amounts(bench, line(), percent=50) == [50]
+    assert register(bench, "a", line(20, mode=Mode.SHADOW))
+    assert counts(bench, line()) == (0, 70)
 
 
 @kinds

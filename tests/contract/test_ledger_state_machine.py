@@ -83,7 +83,8 @@ class Histories(SideBySide):
 
     @rule(tenant=tenants, node=nodes, lines=lines, percent=st.sampled_from([0, 7, 10, 50]), ttl_us=ttls)
     def lease(self, tenant: str, node: str, lines: list[Line], percent: int, ttl_us: int) -> None:
-        self.same("lease", LeaseRequest(tenant, node, tuple(lines), percent, ttl_us))
+        turn = self.steps // 2  # now and then one is asked twice
+        self.same("lease", LeaseRequest(tenant, node, tuple(lines), percent, ttl_us, turn))
         self.leased.add((tenant, node))
 
     def begin(self) -> None:
@@ -91,7 +92,7 @@ class Histories(SideBySide):
 
     def teardown(self) -> None:
         for tenant, node in sorted(self.leased):
-            self.same("lease", LeaseRequest(tenant, node, (), 0, 1))
+            self.same("lease", LeaseRequest(tenant, node, (), 0, 1, self.steps))
         super().teardown()
 
     @rule(

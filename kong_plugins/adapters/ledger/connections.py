@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Protocol
 
+from kong_plugins.application.ports import LedgerFault, LedgerUnavailable
+
 Argument = bytes | str | int
 
 
@@ -52,6 +54,17 @@ def by_hash(script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Co
 def by_source(script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Command:
     """For a server that does not know the script yet; it does from then on."""
     return ("EVAL", script.source, len(keys), *keys, *args)
+
+
+# Errors that another try, another node or more room would not mend.
+_FAULTS = frozenset({"NOAUTH", "WRONGPASS", "NOPERM", "ERR", "WRONGTYPE", "MOVED", "CROSSSLOT"})
+_FULL = "max number of clients"  # an ERR that is over when somebody leaves
+
+
+def refused(what: str, error: str, code: str | None = None) -> LedgerUnavailable:
+    """For a server's error, which begins with its ``code`` where that is not given."""
+    fault = (code or error.partition(" ")[0]) in _FAULTS and _FULL not in error
+    return (LedgerFault if fault else LedgerUnavailable)(f"{what}: {advice(error)}")
 
 
 def advice(error: str) -> str:

@@ -27,6 +27,9 @@ GRACE_US = 24 * HOUR_US
 # hour is about 100 MB in the store, a day would be 2 GB.
 TERMINAL_US = HOUR_US
 
+# How long after its node gave it up a question can still arrive: a connection is closed within seconds.
+LATE_US = 60 * SECOND_US
+
 # An operator's retried command; grants are few.
 GRANT_US = LENGTH_S_MAX * SECOND_US
 
@@ -70,8 +73,8 @@ def counter_path(tenant: str, line_key: str, window: WindowSpec) -> str:
 
 def register_within_us(terminal_us: int) -> int:
     """How far from its admission a request that was admitted without the ledger can still be held: after it, or, where
-    the node's clock is ahead, before. Its end would be remembered for twice as long, so that one that had been held, and
-    has ended, is never held and charged again."""
+    the node's clock is ahead, before. Its end would be remembered for twice as long, so that one that had been held,
+    and has ended, is never held and charged again."""
     return terminal_us // 2
 
 

@@ -72,7 +72,7 @@ class Counters:
                 del self._kept[path]
 
     def give_back(self, amounts: Mapping[str, int]) -> None:
-        """Take amounts by path off what is held. Also of one whose time is over: a clock that goes back finds it again."""
+        """Take amounts by path off what is held; also where its time is over: a clock that goes back finds it again."""
         for path, amount in amounts.items():
             if (kept := self._kept.get(path)) is not None:
                 kept.counter.held -= amount

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from kong_plugins.adapters.ledger import layout
+
 
 @dataclass(slots=True)
 class Lease:
@@ -11,7 +13,7 @@ class Lease:
 
     partition: int
     ends_us: int = 0
-    turn: int = 0
+    turn: int = -1
     amounts: dict[str, int] = field(default_factory=dict)
 
     def move(self, path: str, amount: int) -> int:
@@ -34,11 +36,11 @@ class Leases:
         """An empty one where there is none."""
         return self._leases.get(member) or Lease(partition)
 
-    def keep(self, member: str, lease: Lease) -> None:
-        """One that holds nothing is none."""
-        self._leases.pop(member, None)
-        if lease.amounts:
-            self._leases[member] = lease
+    def keep(self, member: str, lease: Lease, now_us: int) -> None:
+        """Of one that holds nothing only the turn is remembered, for questions that are still on their way."""
+        if not lease.amounts:
+            lease.ends_us = now_us + layout.LATE_US
+        self._leases[member] = lease
 
     def over(self, partition: int, now_us: int) -> list[Lease]:
         """Those of a partition that are over, taken out."""

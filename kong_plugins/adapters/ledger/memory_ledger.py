@@ -77,6 +77,9 @@ class MemoryLedger:
         self._slots = TakenSlots()
         self._leases = Leases()
 
+    def time_us(self) -> int:
+        return self._clock()
+
     def hold(self, request: HoldRequest) -> HoldOutcome:
         with self._lock:
             now_us = self._clock()
@@ -156,6 +159,7 @@ class MemoryLedger:
             lease = self._leases.find(member, partition)
             if request.turn < lease.turn:
                 raise LedgerUnavailable(f"a later question about lease {request.lease_id} was answered before")
+            again = request.turn == lease.turn  # its node may have been answered already, by the first of the two
             had, lease.amounts = lease.amounts, {}
             lease.turn, lease.ends_us = request.turn, now_us + request.ttl_us
             leased = []
@@ -167,6 +171,8 @@ class MemoryLedger:
                 amount = max(line.amount, wanted) if hard else 0
                 if amount > mine:
                     amount = min(amount, mine + free)
+                elif again:
+                    amount = mine
                 if amount != mine:
                     counter.held += amount - mine
                     kept.limit, kept.mode = line.limit, line.mode
@@ -178,7 +184,7 @@ class MemoryLedger:
                 until_us = counter.span.end_us if isinstance(counter, FixedCounter) else None
                 leased.append(LeasedLine(amount, wanted, until_us, state))
             self._counters.give_back(had)
-            self._leases.keep(member, lease)
+            self._leases.keep(member, lease, now_us)
             return LeaseOutcome(tuple(leased), now_us)
 
     def register(self, registration: Registration) -> bool:
@@ -196,14 +202,14 @@ class MemoryLedger:
             for line in request.lines:
                 path, kept = self._counters.at(request.tenant, line, now_us, registration.at_us)
                 counter = kept.counter
-                counter.held += line.amount - lease.move(path, line.amount)
+                counter.held += line.amount - (lease.move(path, line.amount) if line.mode is Mode.HARD else 0)
                 kept.limit, kept.mode = line.limit, line.mode
                 self._counters.keep(path, kept, layout.kept_us(request, self._grace_us), now_us)
                 reset_us = counter.reset_us(now_us, line.limit, 0)
                 over = counter.committed + counter.held > line.limit
                 states.append(LineState(line.key, line.limit, counter.committed, counter.held, reset_us, short=over))
                 paths.append(path)
-            self._leases.keep(lender, lease)
+            self._leases.keep(lender, lease, now_us)
             self._open(replace(request, slots=()), HoldOutcome(True, tuple(states), now_us), paths, None, now_us)
             return True
 

@@ -10,7 +10,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from kong_plugins.adapters.ledger.connections import Argument, Command, Script, advice, by_hash, by_source
+from kong_plugins.adapters.ledger.connections import Argument, Command, Script, by_hash, by_source, refused
 from kong_plugins.application.ports import LedgerUnavailable
 
 
@@ -36,7 +36,8 @@ class PooledClient:
             except NoScriptError:
                 reply = self._request(by_source(script, keys, args), deadline)
         except (RedisError, RedisClusterException) as error:  # a Cluster that is gone raises what is no RedisError
-            raise LedgerUnavailable(f"{script.name}: {advice(str(error))}") from error
+            # redis-py takes the code of an error that it has a class for off its text.
+            raise refused(script.name, str(error), getattr(error, "status_code", None)) from error
         if not isinstance(reply, bytes):
             raise LedgerUnavailable(f"{script.name}: the server answered {reply!r}")
         return reply

@@ -61,9 +61,15 @@ class RedisLedger:
         self._spans: dict[FixedWindow, Span] = {}
         self._scripts: dict[str, Script] = {}
         self.now_us = 0  # the server's clock in its last answer
+        self._heard_s = 0.0  # and when that came
 
     def close(self) -> None:
         self._connections.close()
+
+    def time_us(self) -> int:
+        if not self.now_us:
+            return self._clock()
+        return self.now_us + round((time.monotonic() - self._heard_s) * 1e6)
 
     def hold(self, request: HoldRequest) -> HoldOutcome:
         tag, encoded = self._tag(request.tenant), layout.encode(request.tenant)
@@ -283,7 +289,7 @@ class RedisLedger:
         if script is None:
             script = self._scripts[name] = load_script(name)
         answer = msgpack.unpackb(self._connections.call(script, keys, args), raw=True)
-        self.now_us = answer[1]
+        self.now_us, self._heard_s = answer[1], time.monotonic()
         return answer[0], answer[1], answer[2] if len(answer) > 2 else None
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from socket import socket
 
 from kong_plugins.adapters.ledger.concurrency import Concurrency
-from kong_plugins.adapters.ledger.connections import Argument, Command, Script, advice, by_hash, by_source
+from kong_plugins.adapters.ledger.connections import Argument, Command, Script, by_hash, by_source, refused
 from kong_plugins.adapters.ledger.links import READ_BYTES, Link, LinkBrokenError
 from kong_plugins.adapters.ledger.resp import Replies, ServerError, encode
 from kong_plugins.application.ports import LedgerUnavailable
@@ -37,7 +37,8 @@ class SharedSocket:
         self._greeting = [encode(command) for command in greeting]
         self._link: Link | None = None
         self._connecting = concurrency.lock()
-        self._failed: tuple[float, str] = (0.0, "")  # the last attempt to connect that failed: when, and why
+        # The last attempt to connect that failed: when, and why.
+        self._failed: tuple[float, LedgerUnavailable] = (0.0, LedgerUnavailable())
 
     def call(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> bytes:
         deadline = time.monotonic() + self._timeout_s
@@ -46,7 +47,7 @@ class SharedSocket:
             reply = self._request(encode(by_source(script, keys, args)), deadline)
         if isinstance(reply, bytes):
             return reply
-        raise LedgerUnavailable(f"{script.name}: {advice(str(reply))}")
+        raise refused(script.name, str(reply))
 
     def close(self) -> None:
         link, self._link = self._link, None
@@ -83,13 +84,13 @@ class SharedSocket:
                 return link
             failed_at, why = self._failed
             if failed_at > asked:  # while we waited for our turn: do not make a queue of attempts
-                raise LedgerUnavailable(why)
+                raise type(why)(str(why))
             try:
                 self._link = link = self._open(max(0.001, deadline - time.monotonic()))
             except (OSError, ServerError) as error:
-                why = f"cannot connect: {advice(str(error)) if isinstance(error, ServerError) else error}"
+                why = _cannot_connect(error)
                 self._failed = (time.monotonic(), why)
-                raise LedgerUnavailable(why) from error
+                raise why from error
             return link
         finally:
             self._connecting.release()
@@ -112,3 +113,8 @@ class SharedSocket:
             sock.close()
             raise
         return self._concurrency.link(sock)
+
+
+def _cannot_connect(error: OSError | ServerError) -> LedgerUnavailable:
+    what = "cannot connect"
+    return refused(what, str(error)) if isinstance(error, ServerError) else LedgerUnavailable(f"{what}: {error}")

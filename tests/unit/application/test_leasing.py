@@ -12,10 +12,11 @@ from kong_plugins.application import registering
 from kong_plugins.application.admit import Admission, AdmissionCounts, AdmissionPolicy, Ask, Denied, Held
 from kong_plugins.application.leasing import IDLE_S, RENEW_S, LeasePolicy, Leases
 from kong_plugins.application.outage import Leased, Open
-from kong_plugins.application.ports import LedgerUnavailable
+from kong_plugins.application.ports import LedgerFault, LedgerUnavailable
 from kong_plugins.application.registering import Registrar
 from kong_plugins.domain.attempts import Attempt, Earlier
 from kong_plugins.domain.budgets import Budget, Mode
+from kong_plugins.domain.concurrency import Slots
 from kong_plugins.domain.holds import DecidedBy, HoldRequest, Registration, Settlement, SettleStatus
 from kong_plugins.domain.leases import LeaseOutcome, LeaseRequest
 from kong_plugins.domain.planning import BudgetRule, plan
@@ -34,12 +35,16 @@ class Line:
 
     ledger: MemoryLedger
     cut: str | None = None
+    cut_for: str | None = None  # that tenant's alone
+    fault: bool = False  # it answers with an error
     asked: list[str] = field(default_factory=list)
     during: Callable[[], None] | None = None  # runs once, while an answer is under way
 
     def call(self, operation: str, *args):
         self.asked.append(operation)
-        if self.cut == "before":
+        if self.fault:
+            raise LedgerFault("wrong password")
+        if self.cut == "before" and self.cut_for in (None, _tenant(args[0])):
             raise LedgerUnavailable("cut")
         answer = getattr(self.ledger, operation)(*args)
         if self.during is not None:
@@ -65,6 +70,10 @@ class Line:
         return self.call("tighten", *args)
 
 
+def _tenant(asked) -> str:
+    return asked if isinstance(asked, str) else getattr(asked, "request", asked).tenant
+
+
 class AtOnce:
     def submit(self, task: Callable[[], None]) -> bool:
         task()
@@ -87,11 +96,11 @@ class Node:
             self.line, AtOnce(), AtOnce(), AdmissionPolicy(3_600_000_000, 60_000_000), outage=outage, counts=self.counts
         )
 
-    def ask(self, hold_id: str, tokens: int = 100, rules=None, **options):
+    def ask(self, hold_id: str, tokens: int = 100, rules=None, tenant: str = "acme", **options):
         bound = Usage(0, tokens)
         planned = plan(rules or [self.world.rule], "m", {}, bound)
         return self.admission.admit(
-            Ask("acme", hold_id, planned, bound, 1, lambda prompt: Usage(prompt, tokens), **options)
+            Ask(tenant, hold_id, planned, bound, 1, lambda prompt: Usage(prompt, tokens), **options)
         )
 
     def work(self) -> None:
@@ -284,17 +293,94 @@ def test_closing_gives_everything_back(world: World) -> None:
     assert world.counts() == (0, 100)
 
 
-def test_an_edited_limit_is_followed(world: World) -> None:
-    """Down to less than is leased: nothing is admitted beyond it but by what is leased already."""
+def test_a_limit_that_was_lowered_holds_at_once(world: World) -> None:
+    """What was leased under the old one is no room under the new one."""
     node = world.leased()
-    edited = BudgetRule(replace(world.rule.budget, limit=1_000))
-    node.ask("two", rules=[edited])
-    world.sleep(RENEW_S)
+    edited = [BudgetRule(replace(world.rule.budget, limit=600))]
+    node.line.cut = "before"
+    with pytest.raises(LedgerUnavailable):
+        node.ask("two", rules=edited)
+    node.line.cut = None
+    admitted = sum(isinstance(node.ask(f"more-{n}", rules=edited), Held) for n in range(10))
+    assert admitted == 5
+    for _ in range(3):
+        world.sleep(RENEW_S)
+        node.work()
+    assert world.counts(edited[0]) == (0, 600)
+
+
+def test_rows_of_one_tenant_that_share_a_budget_keep_each_its_own_limit(world: World) -> None:
+    """The wider one's lease is no room for the narrower; and one that never refuses leaves the lease as it is."""
+    node, narrow = world.leased(), [BudgetRule(replace(world.rule.budget, limit=300))]
+    admitted = [node.ask(f"narrow-{n}", rules=narrow) for n in range(5)]
+    assert [type(each) for each in admitted] == [Held, Held, Denied, Denied, Denied]
+    shadow = [BudgetRule(replace(world.rule.budget, mode=Mode.SHADOW))]
+    for _ in range(3):
+        node.ask(f"wide-{world.now_us}")
+        node.ask(f"shadow-{world.now_us}", rules=shadow)
+        world.sleep(RENEW_S)
+        node.work()
+    node.line.cut = "before"
+    assert node.ask("away").by is DecidedBy.LEASE
+    assert node.ask("away too", rules=shadow).by is DecidedBy.LEASE
+
+
+def test_a_tenant_of_limited_requests_at_a_time_has_a_lease_for_when_the_ledger_is_away(world: World) -> None:
+    """How many run only the ledger knows: it is asked while it is there, and not missed when it is not."""
+    node, slots = world.node(), (Slots("all", 2, 60_000_000),)
+    assert node.ask("one", slots=slots).by is DecidedBy.LEDGER
     node.work()
-    world.sleep(RENEW_S)
-    node.ask("three", rules=[edited])
+    assert node.ask("two", slots=slots).by is DecidedBy.LEDGER
+    node.line.cut = "before"
+    assert [node.ask(f"away-{n}", slots=slots).by for n in range(3)] == [DecidedBy.LEASE] * 3
+
+
+@pytest.mark.parametrize("mode", ["lease", "open"])
+def test_an_error_that_is_no_outage_lets_nobody_in(world: World, mode: str) -> None:
+    """A password that was changed must not switch budgets off."""
+    node = world.node(mode=mode)
+    node.line.fault = True
+    with pytest.raises(LedgerFault):
+        node.ask("one")
+
+
+def test_a_node_of_a_cluster_that_is_gone_holds_up_its_own_tenants_alone(world: World) -> None:
+    node = world.node()
+    for tenant in ("acme", "globex"):
+        node.ask(f"first-{tenant}", tenant=tenant)
     node.work()
-    assert world.counts(edited)[1] <= 1_000 + 100
+    for tenant in ("acme", "globex"):
+        node.ask(f"second-{tenant}", tenant=tenant)
+    node.line.cut, node.line.cut_for = "before", "acme"
+    world.sleep(RENEW_S)
+    with pytest.raises(LedgerUnavailable):
+        node.registrar.work()
+    with pytest.raises(LedgerUnavailable):
+        node.leases.work()
+    line = plan([world.rule], "m", {}, Usage(0, 0))[0].line
+    (state,) = world.ledger.peek("globex", [line])
+    assert (len(node.registrar), state.held) == (1, 200 + 980)
+
+
+def test_a_lease_outlasts_an_outage_in_which_nobody_asks(world: World) -> None:
+    node = world.leased()
+    node.line.cut = "before"
+    world.sleep(IDLE_S + 1)
+    with pytest.raises(LedgerUnavailable):
+        node.ask("other", tenant="globex")
+    with pytest.raises(LedgerUnavailable):
+        node.work()
+    assert node.ask("again").by is DecidedBy.LEASE
+
+
+def test_a_refusal_waits_for_what_is_being_renewed_and_gives_it_back(world: World) -> None:
+    node = world.leased()
+    decided: list[object] = []
+    renewing = node.leases._tenants["acme"]
+    renewing.asking = True
+    node.leases._pause = lambda _: setattr(renewing, "asking", False)
+    decided.append(node.ask("all", 9_900))
+    assert isinstance(decided[0], Held)
 
 
 def test_soft_budgets_tell_and_never_refuse(world: World) -> None:

@@ -10,7 +10,7 @@ if astray(lines) then return pack('window') end
 sweep(tag, 'open', 64)
 sweep_leases(tag, 64)
 
-local lease = find_lease(tag, member) or {n = 0, b = {}}
+local lease = find_lease(tag, member) or {n = -1, b = {}}
 if turn < lease.n then return pack('stale') end
 local had, kept, answer = lease.b, {}, {}
 for i, line in ipairs(lines) do
@@ -21,7 +21,11 @@ for i, line in ipairs(lines) do
   local free = math.max(0, limit - n.c - n.h)
   local wanted = hard and muldiv(free + mine, percent, 100) or 0
   local amount = hard and math.max(line[6], wanted) or 0
-  if amount > mine then amount = math.min(amount, mine + free) end
+  if amount > mine then
+    amount = math.min(amount, mine + free)
+  elseif turn == lease.n then
+    amount = mine -- asked again: its node may have been answered already, by the first of the two
+  end
   if amount ~= mine then
     n.h = n.h + amount - mine
     write(n, limit, ttl,

@@ -1,6 +1,7 @@
 -- Leases: what nodes hold of counters for requests to come, see domain/leases.py. Keys, of a partition too:
 --   {pN}:lease:TENANT/ID  string  msgpack {e when it is over, n turn, b {counter: amount}}
 --   {pN}:leases           zset    leases by when they are over
+local LATE = 60000000 -- as in layout.py
 
 -- Take amounts by counter off what is held there, where the counter has not gone.
 local function give_back(amounts)
@@ -14,10 +15,10 @@ local function find_lease(tag, member)
   return packed and cmsgpack.unpack(packed)
 end
 
--- One that holds nothing is none.
+-- Of one that holds nothing only the turn is remembered, for a while: questions may still be on their way.
 local function keep_lease(tag, member, lease)
   if next(lease.b) == nil then
-    redis.call('DEL', tag .. 'lease:' .. member)
+    redis.call('SET', tag .. 'lease:' .. member, cmsgpack.pack({e = now + LATE, n = lease.n, b = {}}), 'PXAT', ms(now + LATE))
     redis.call('ZREM', tag .. 'leases', member)
     return
   end

@@ -17,7 +17,7 @@ local states, kept = {}, {}
 for i, line in ipairs(lines) do
   local key, limit, amount = KEYS[i + 1], line[5], line[6]
   local n = read(key, line[2], line[3], line[4], limit)
-  local moved = lease and math.min(lease.b[key] or 0, amount) or 0
+  local moved = lease and line[7] == 'hard' and math.min(lease.b[key] or 0, amount) or 0
   if moved > 0 then lease.b[key] = lease.b[key] > moved and lease.b[key] - moved or nil end
   n.h = n.h + amount - moved
   write(n, limit, ttl + grace,
