@@ -23,11 +23,12 @@ from kong_plugins.domain.events import CLIENT_CLOSED, FIRST_ERROR, Admitted, End
 from kong_plugins.domain.holds import Outcome
 from kong_plugins.domain.usage import NO_USAGE, Evidence
 
-__all__ = ["NAME", "ON_ERROR", "PRIORITY", "SCHEMA", "VERSION", "Plugin"]
+__all__ = ["NAME", "ON_ERROR", "PRIORITY", "PROTOCOLS", "SCHEMA", "VERSION", "Plugin"]
 
 NAME = "billing-events"
 VERSION = "0.1.0"
 PRIORITY = 13
+PROTOCOLS = ("grpc", "grpcs", "http", "https")  # Kong's default; not told of it decK finds every row changed
 ON_ERROR = "open"  # The request is over when this runs.
 
 ANONYMOUS = "anonymous"  # the tenant of requests that nobody was authenticated for

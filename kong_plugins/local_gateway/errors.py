@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http import HTTPStatus
 
 MESSAGES: Mapping[int, str] = {
     400: "Bad request",
@@ -52,6 +51,46 @@ class Exit:
     nginx: bool = False
 
 
+_REASONS = {
+    200: "OK",
+    201: "Created",
+    202: "Accepted",
+    204: "No Content",
+    206: "Partial Content",
+    301: "Moved Permanently",
+    302: "Moved Temporarily",
+    303: "See Other",
+    304: "Not Modified",
+    307: "Temporary Redirect",
+    308: "Permanent Redirect",
+    400: "Bad Request",
+    401: "Unauthorized",
+    402: "Payment Required",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Not Allowed",
+    406: "Not Acceptable",
+    408: "Request Time-out",
+    409: "Conflict",
+    410: "Gone",
+    411: "Length Required",
+    412: "Precondition Failed",
+    413: "Request Entity Too Large",
+    414: "Request-URI Too Large",
+    415: "Unsupported Media Type",
+    416: "Requested Range Not Satisfiable",
+    421: "Misdirected Request",
+    429: "Too Many Requests",
+    500: "Internal Server Error",
+    501: "Not Implemented",
+    502: "Bad Gateway",
+    503: "Service Temporarily Unavailable",
+    504: "Gateway Time-out",
+    505: "HTTP Version Not Supported",
+    507: "Insufficient Storage",
+}
+
+
 def error_exit(
     status: int,
     request_id: str,
@@ -75,11 +114,8 @@ def nginx_page(status: int) -> bytes:
 
 
 def reason(status: int) -> str:
-    """The reason phrase of a status line."""
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Unknown"
+    """nginx's reason phrase of a status line; it has none for what is not here."""
+    return _REASONS.get(status, "")
 
 
 def _mime(accept: str | None) -> str:

@@ -67,6 +67,7 @@ class Exchange:
     upstream_status: str | None = None
     source: str = "exit"
     status: int = 0
+    reason: bytes | None = None  # the upstream's, with its status; None: nginx's own for the status
     response_headers: Headers = field(default_factory=Headers)
     bytes_sent: int = 0
     body_read: bool = False

@@ -155,8 +155,9 @@ class Proxy:
 
     # The upstream's side
 
-    def head(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    def head(self, status: int, reason: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:
         self._exchange.latencies.proxy = self._waited_ms()
+        self._exchange.reason = reason
         self._note_status(str(status))
         self._guarded(lambda: self._response.head(status, headers))
 

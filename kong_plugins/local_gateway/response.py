@@ -174,7 +174,7 @@ class Response:
                 ended = lua.header_filter(plugin)
                 if ended is not None:
                     answer = from_lua(ended, exchange)
-                    exchange.status = answer.status
+                    exchange.status, exchange.reason = answer.status, None
                     exchange.response_headers = Headers(lua.response_headers)
                     for name, value in answer.headers:
                         exchange.response_headers.set(name, value)
@@ -185,7 +185,8 @@ class Response:
             self._log.write("error", str(error), exchange)
             raise ResponseCut("a header filter failed") from error
         if replaced is None:
-            exchange.status = lua.response_status
+            if lua.response_status != exchange.status:
+                exchange.status, exchange.reason = lua.response_status, None
             exchange.response_headers = Headers(lua.response_headers)
         return replaced
 
@@ -204,6 +205,7 @@ class Response:
         self._has_body = exchange.method != "HEAD" and exchange.status not in _NO_BODY
         self.started = True
         try:
-            self._client.send_head(exchange.status, reason(exchange.status), leading + following)
+            phrase = exchange.reason if exchange.reason is not None else reason(exchange.status).encode()
+            self._client.send_head(exchange.status, phrase, leading + following)
         except h11.LocalProtocolError as error:
             raise ResponseCut(f"a header cannot be sent: {error}") from error

@@ -184,7 +184,7 @@ class ClientConnection(asyncio.Protocol):
     def _http_says_close(self) -> bool:
         return self._http.their_state in (h11.MUST_CLOSE, h11.CLOSED, h11.ERROR)
 
-    def send_head(self, status: int, reason: str, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    def send_head(self, status: int, reason: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:
         """The answer's head, headers in this order.
 
         Raises:
@@ -192,8 +192,8 @@ class ClientConnection(asyncio.Protocol):
         """
         if not self._unparsed:
             # For its checks and its state only: its bytes would have `Connection` moved to the end.
-            self._http.send(h11.Response(status_code=status, headers=list(headers), reason=reason.encode()))
-        lines = [f"HTTP/1.1 {status} {reason}".encode(), *(name + b": " + value for name, value in headers)]
+            self._http.send(h11.Response(status_code=status, headers=list(headers), reason=reason))
+        lines = [b"HTTP/1.1 %d %s" % (status, reason), *(name + b": " + value for name, value in headers)]
         self._write(b"\r\n".join(lines) + b"\r\n\r\n")
 
     def send_data(self, pieces: Sequence[bytes]) -> None:

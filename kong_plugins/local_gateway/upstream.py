@@ -18,7 +18,7 @@ READ_BYTES = 65536
 class Sink(Protocol):
     """Where an answer goes. Calls come in order: head, data…, then end; or failed at any time, after which nothing."""
 
-    def head(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None: ...
+    def head(self, status: int, reason: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None: ...
 
     def data(self, pieces: list[bytes]) -> None:
         """All pieces of the body that one read brought, each as the upstream framed it."""
@@ -120,7 +120,7 @@ class UpstreamConnection(asyncio.Protocol):
                 if isinstance(event, h11.Data):
                     pieces.append(bytes(event.data))
                 elif isinstance(event, h11.Response):
-                    self._sink.head(event.status_code, event.headers.raw_items())
+                    self._sink.head(event.status_code, bytes(event.reason), event.headers.raw_items())
                 elif isinstance(event, h11.EndOfMessage):
                     ended = True
                     break

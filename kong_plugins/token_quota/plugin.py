@@ -72,11 +72,12 @@ from kong_plugins.token_quota.retries import attempt_of, earlier_reply
 from kong_plugins.token_quota.schema import SCHEMA
 from kong_plugins.token_quota.sharing import RANK_HEADER
 
-__all__ = ["NAME", "ON_ERROR", "PRIORITY", "SCHEMA", "VERSION", "Plugin"]
+__all__ = ["NAME", "ON_ERROR", "PRIORITY", "PROTOCOLS", "SCHEMA", "VERSION", "Plugin"]
 
 NAME = "token-quota"
 VERSION = "0.1.0"
 PRIORITY = 905
+PROTOCOLS = ("grpc", "grpcs", "http", "https")  # Kong's default; not told of it decK finds every row changed
 ON_ERROR = "closed"  # Nothing passes unmetered.
 
 # How long a count may take whose request is over: longer than building a tokenizer does, on a busy machine.

@@ -129,8 +129,8 @@ def books_when(running: Running, tenant: str, requests: int) -> Books:
 
 
 def agree(running: Running, books: Books, engine: EngineCounters, *loads: Load) -> None:
-    """One event for each answer, of its tokens; the tenant's budget and the engine's counters since ``engine`` add up to
-    the events."""
+    """One event for each answer, of its tokens; the tenant's budget and the engine's counters since ``engine`` add up
+    to the events."""
     told = {reply.request_id: reply.tokens for load in loads for reply in load.served()}
     assert {event: books.standing.get(event) for event in told} == told
     assert balance(running, loads[0].tenant).state.committed == books.net

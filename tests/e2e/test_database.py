@@ -94,12 +94,13 @@ def test_what_was_synced_is_what_the_file_says(cluster: Cluster) -> None:
     """Kong fills in our schemas' defaults and decK knows them: nothing is different afterwards, and a second sync does
     nothing."""
     status, said = cluster.deck("diff", "--non-zero-exit-code")
-    assert (status, said) == (0, _summary(0))
+    assert status == 0, said
+    assert said == _summary(0)
     assert cluster.sync() == _summary(0)
 
 
 def test_a_row_that_the_schema_refuses_changes_nothing(cluster: Cluster) -> None:
-    """With the field's name, before anything was sent (`deck gateway validate`) and at the sync."""
+    """With the field's name: before anything is sent (`deck gateway validate`), and at the sync."""
     before = cluster.config.read_text()
     data = yaml.safe_load(before)
     data["consumers"][-1]["plugins"][0]["config"]["budgets"][0]["limit"] = -1
@@ -107,8 +108,8 @@ def test_a_row_that_the_schema_refuses_changes_nothing(cluster: Cluster) -> None
     try:
         for command in ("validate", "sync"):
             status, said = cluster.deck(command)
-            assert status != 0
-            assert "config.budgets" in said or '"limit"' in said or "limit" in said, said
+            assert status == 1, said
+            assert 'schema violation (config.budgets: {\\n  {\\n    limit = ' in said, said
     finally:
         cluster.config.write_text(before)
     assert cluster.deck("diff", "--non-zero-exit-code")[0] == 0

@@ -12,6 +12,7 @@ import re
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,7 @@ class StubUpstream:
         return b'"halfbody"' not in body
 
     def _head(self, writer: asyncio.StreamWriter, status: int, headers: list[tuple[str, str]]) -> None:
-        lines = [f"HTTP/1.1 {status} X", *(f"{name}: {value}" for name, value in headers)]
+        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{name}: {value}" for name, value in headers)]
         writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
 
 
