@@ -109,7 +109,7 @@ def test_a_row_that_the_schema_refuses_changes_nothing(cluster: Cluster) -> None
         for command in ("validate", "sync"):
             status, said = cluster.deck(command)
             assert status == 1, said
-            assert 'schema violation (config.budgets: {\\n  {\\n    limit = ' in said, said
+            assert "schema violation (config.budgets: {\\n  {\\n    limit = " in said, said
     finally:
         cluster.config.write_text(before)
     assert cluster.deck("diff", "--non-zero-exit-code")[0] == 0

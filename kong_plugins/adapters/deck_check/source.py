@@ -27,11 +27,10 @@ class NotReadable(ValueError):  # noqa: N818 - what it is
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """``lines``: of every key and list entry, from 1. ``unset``: variables that stand for themselves, by line."""
+    """``lines``: of every key and list entry, from 1."""
 
     data: Mapping[str, Any]
     lines: Mapping[Path, int]
-    unset: Mapping[str, int]
 
     def line(self, path: Path) -> int:
         """The line of a place, or of the nearest thing around it that is written."""
@@ -40,20 +39,27 @@ class Source:
         return self.lines.get(path, 1)
 
 
+def stand_ins(text: str) -> dict[str, str]:
+    """A made-up value of the right kind for every variable that a file refers to."""
+    return {match["name"]: _stand_in(match) for match in _VARIABLE.finditer(text)}
+
+
+def _stand_in(match: re.Match[str]) -> str:
+    return _STANDS_FOR.get(match["cast"], "1").format(name=match["name"])
+
+
 def read_source(text: str, env: Mapping[str, str]) -> Source:
     """A file's text. A check needs no secrets: a variable that is not in ``env`` gets a value of the right kind.
 
     Raises:
         NotReadable: it is no YAML, or no mapping.
     """
-    unset: dict[str, int] = {}
 
     def value(match: re.Match[str]) -> str:
         name = match["name"]
         if name in env and "\n" not in env[name]:
             return env[name]
-        unset.setdefault(name, text.count("\n", 0, match.start()) + 1)
-        return _STANDS_FOR.get(match["cast"], "1").format(name=name)
+        return _stand_in(match)
 
     rendered = _VARIABLE.sub(value, text)
     left = rendered.find("${{")
@@ -77,7 +83,7 @@ def read_source(text: str, env: Mapping[str, str]) -> Source:
     lines: dict[Path, int] = {}
     if node is not None:
         _note_lines(node, (), lines)
-    return Source(data, lines, unset)
+    return Source(data, lines)
 
 
 def _note_lines(node: yaml.Node, path: Path, lines: dict[Path, int]) -> None:
