@@ -6,6 +6,7 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
+from lua_replays import PLUGINS
 
 from kong_plugins.local_gateway.lua_host import ConfigError, LuaHost, LuaRequest, RequestState
 
@@ -144,3 +145,18 @@ def test_config_errors_name_the_field(host: LuaHost) -> None:
         host.plugin("usage-gate", {"max_body_bytes": 0})
     with pytest.raises(ConfigError, match=r"config\.guard: expected a boolean"):
         host.plugin("usage-tap", {"guard": "yes"})
+
+
+def test_a_plugin_servers_process_is_no_part_of_kongs_configuration(host: LuaHost) -> None:
+    """Kong's code finds it where it put it; what goes through the configuration, as the Admin API does, does not."""
+    keep_apart = host.lua.execute((PLUGINS / "usage-gate" / "processes.lua").read_bytes())
+    servers = host.lua.table_from([host.lua.table_from({b"name": b"token_quota"})])
+    keep_apart(servers)
+    keep_apart(None)  # a Kong without plugin servers
+    server = servers[1]
+    assert server[b"proc"] is None
+    for process in (b"first", b"second"):
+        server[b"proc"] = process
+        assert server[b"proc"] == process
+    server[b"protocol"] = b"MsgPack:1"
+    assert dict(server.items()) == {b"name": b"token_quota", b"protocol": b"MsgPack:1"}
