@@ -9,6 +9,7 @@ when nobody needs it any more. It holds Kong's pipe: Kong starts another pair on
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -71,6 +72,7 @@ class Parent:
         between = Process.of(os.getpid())
         child = os.fork()
         if child:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             _, status = os.waitpid(child, 0)
             code = os.waitstatus_to_exitcode(status)
             return code if code >= 0 else 128 - code

@@ -126,7 +126,8 @@ def _run(names: Sequence[str], options: argparse.Namespace, parent: Parent) -> i
             file.withdraw()
         return _give_up(str(error))
     instances = Instances(plugins, limit=options.max_instances, idle_s=options.instance_idle)
-    engine = Engine(instances, Limits(deadline_s=options.event_deadline, ttl_s=options.event_ttl))
+    limits = Limits(deadline_s=options.event_deadline, ttl_s=options.event_ttl)
+    engine = Engine(instances, limits, file.predecessor)
     shortest = min(options.event_deadline, options.event_ttl, options.instance_idle)
     gc.collect()
     gc.freeze()  # what is loaded now stays: collections look at events only

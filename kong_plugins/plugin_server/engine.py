@@ -17,6 +17,7 @@ from kong_plugins.plugin_server.events import FAILED_CLOSED, Call, Event, Work, 
 from kong_plugins.plugin_server.instances import Instance, Instances, NoSuchInstance
 from kong_plugins.plugin_server.logs import log
 from kong_plugins.plugin_server.pdk import EventAbandoned, Pdk
+from kong_plugins.plugin_server.predecessor import Predecessor, PredecessorGone
 
 _NO_INSTANCE = "no plugin instance"
 
@@ -35,11 +36,18 @@ class Limits:
 class Engine:
     """Dispatches frames to instances and keeps every event until it is answered, exits or is given up."""
 
-    def __init__(self, instances: Instances, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        instances: Instances,
+        limits: Limits,
+        predecessor: Predecessor,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.hub = gevent.get_hub()
         self.pdk = Pdk("kong", call_kong)
         self._instances = instances
         self._limits = limits
+        self._predecessor = predecessor
         self._clock = clock
         # Both in the order of their times: an insertion is always the newest.
         self._running: dict[Work, float] = {}  # by when Kong's answer is due
@@ -71,7 +79,7 @@ class Engine:
             return
         if isinstance(argument, dict) and "EventId" in argument:
             # Whatever the method's name is: a client can make Kong use one of its choosing (a header `_method`).
-            self._step(connection, msgid, argument)
+            self._step(connection, msgid, method, argument)
         elif method == "plugin.HandleEvent" and isinstance(argument, dict):
             self._handle_event(connection, msgid, argument)
         elif method == "plugin.StartInstance" and isinstance(argument, dict):
@@ -142,13 +150,21 @@ class Engine:
 
     # Frames
 
-    def _step(self, connection: Connection, msgid: int, argument: dict[Any, Any]) -> None:
+    def _step(self, connection: Connection, msgid: int, method: object, argument: dict[Any, Any]) -> None:
         event_id = argument["EventId"]
         event = self._waiting.pop(event_id, None) if isinstance(event_id, int) else None
         if event is None:
-            log.error("Kong goes on with an event that is not here (given up, or of a process before this one)")
-            # An error would let the request pass. In the log phase an exit only throws.
-            connection.send(frames.response(msgid, {"EventId": 0, "Data": FAILED_CLOSED}))
+
+            def pass_on() -> object:
+                try:
+                    return self._predecessor.step(msgid, method, argument)
+                except PredecessorGone:
+                    log.error("Kong goes on with an event that is not here (given up, or of a process before this one)")
+                    # An error would let the request pass. In the log phase an exit only throws.
+                    return {"EventId": 0, "Data": FAILED_CLOSED}
+
+            call = Call(self, connection, msgid, plugin_name="", function=pass_on, secrets=lambda: ())
+            self._enter(connection, call)
             return
         event.connection = connection
         event.msgid = msgid

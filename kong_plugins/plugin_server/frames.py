@@ -12,6 +12,7 @@ from typing import Any
 import msgpack
 
 REQUEST = 0
+RESPONSE = 1
 # A byte MessagePack never uses. Kong's reader throws on it and the request ends with a 500, where a connection closed
 # without an answer would let the request go on without the plugin.
 BROKEN = b"\xc1"
@@ -37,19 +38,25 @@ def unpacker() -> Any:
     )
 
 
+def request(msgid: int, method: object, argument: object) -> bytes:
+    """What Kong sends."""
+    frame: bytes = _pack((REQUEST, msgid, method, (argument,)))
+    return frame
+
+
 def response(msgid: int, result: object) -> bytes:
     """The answer to a request.
 
     Raises:
         TypeError, ValueError, OverflowError: the result holds something MessagePack cannot carry.
     """
-    frame: bytes = _pack((1, msgid, None, result))
+    frame: bytes = _pack((RESPONSE, msgid, None, result))
     return frame
 
 
 def error(msgid: int, text: str) -> bytes:
     """The refusal of a request. Kong expects a string, logs it, and treats "no plugin instance" in it specially."""
-    frame: bytes = _pack((1, msgid, text, None))
+    frame: bytes = _pack((RESPONSE, msgid, text, None))
     return frame
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+from kong_plugins.plugin_server.predecessor import Predecessor
+
 _PATH_MAX = 107  # sun_path, less its NUL
 
 
@@ -35,6 +37,7 @@ class SocketFile:
         staging.chmod(mode)
         self.socket.listen(backlog)
         self._identity = _identity(staging)
+        self.predecessor = Predecessor(None)  # whose place publish() takes
 
     def is_free(self) -> bool:
         """Nobody answers at the path now."""
@@ -52,6 +55,7 @@ class SocketFile:
         """Put it at its path. Connections wait in its backlog until someone accepts them."""
         if self._identity != _identity(self.path):
             with self._locked():
+                self.predecessor = Predecessor.of(self.path)
                 self._staging.rename(self.path)
 
     def is_gone(self) -> bool:
@@ -76,6 +80,7 @@ class SocketFile:
                 if _identity(path) == self._identity:
                     path.unlink()
         self.socket.close()
+        self.predecessor.close()
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

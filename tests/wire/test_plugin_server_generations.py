@@ -11,12 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from plugin_server_client import Worker
+from plugin_server_client import Refused, Worker
 from plugin_server_probe import pack_script
 from plugin_server_process import OURS, Launched, ServerProcess
 
 Start = Callable[..., ServerProcess]
 GET = ["kong.request.get_method", []]
+PHASES = ("access", "log")
 
 
 def test_a_successor_takes_over_without_a_gap(start_server: Start) -> None:
@@ -82,6 +83,30 @@ def test_outlives_what_kong_kills_until_its_successor_has_all_of_kongs_connectio
         assert successor.path.exists()
     finally:
         server.stop()
+
+
+def test_an_event_goes_on_with_the_server_that_began_it(start_server: Start) -> None:
+    """A worker of Kong that ends keeps no connection: the steps of its event come to whoever is at the path by then."""
+    two_calls = pack_script(access=[GET, GET], log=[GET])
+    first = start_server()
+    before = Worker(first.path)
+    instance = before.start(script=two_calls)
+    events = [before.call("plugin.HandleEvent", {"InstanceId": instance, "EventName": phase}) for phase in PHASES]
+    failing = before.start(tag="fails", script=pack_script(log=[GET, ["!raise", ["oops"]]]))
+    failed = before.call("plugin.HandleEvent", {"InstanceId": failing, "EventName": "log"})
+
+    second, third = start_server(), start_server()
+    after = Worker(third.path)
+    answer = after.call("plugin.Step", {"EventId": events[0]["EventId"], "Data": "POST"})
+    assert answer["Data"]["Method"] == "kong.request.get_method"
+    assert after.call("plugin.Step", {"EventId": answer["EventId"], "Data": "POST"})["Data"] == "ret"
+    assert after.call("plugin.Step", {"EventId": events[1]["EventId"]})["Data"] == "ret"
+    with pytest.raises(Refused, match="probe in log"):
+        after.call("plugin.Step", {"EventId": failed["EventId"]})
+    assert after.pids == []  # of another process than the one that Kong talks to
+    assert second.stop() == 0
+    unknown = after.call("plugin.Step", {"EventId": 7})
+    assert unknown["Data"]["Method"] == "kong.response.exit"
 
 
 def test_is_ended_by_whoever_ends_the_process_that_kong_started(tmp_path: Path) -> None:
