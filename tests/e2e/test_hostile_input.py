@@ -22,8 +22,8 @@ REFUSED: dict[str, tuple[bytes, dict[str, str], set[int]]] = {
     "malformed": (b'{"model": ', JSON, {400}),
     "not an object": (b"[1, 2]", JSON, {400}),
     "empty": (b"", JSON, {400}),
-    "10 MB": (
-        b'{"model":"deepseek-r1","messages":[{"role":"user","content":"' + b"x" * 10_000_000 + b'"}]}',
+    "5 MB": (
+        b'{"model":"deepseek-r1","messages":[{"role":"user","content":"' + b"x" * 5_000_000 + b'"}]}',
         JSON,
         {413},
     ),
@@ -65,6 +65,14 @@ def test_bad_bodies_are_refused_clearly(running: Running, case: str) -> None:
     error = answer.json()["error"]
     assert error["message"]
     assert error["type"]
+    assert running.engine() == before
+
+
+def test_a_body_beyond_kongs_own_bound_is_refused(running: Running) -> None:
+    """By nginx already, in Kong's words, where client_max_body_size is as in kong/kong.conf; else like any other."""
+    before = running.engine()
+    answer = running.post("roomy", PATH, content=b'{"x":"' + b"x" * 10_000_000 + b'"}', headers=JSON)
+    assert answer.status_code == 413
     assert running.engine() == before
 
 
