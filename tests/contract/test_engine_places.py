@@ -62,6 +62,15 @@ def test_places_that_come_free_go_to_who_holds_less_until_all_hold_alike(bench: 
     assert (state.taken, state.mine) == (10, 5)
 
 
+def test_of_tenants_that_hold_alike_none_has_what_is_kept(bench: Bench) -> None:
+    """Four each of nine; the last one waits for who holds less."""
+    nine = replace(TEN, places=9)
+    assert fill(bench, "a", 4, nine) == fill(bench, "b", 4, nine) == [True] * 4
+    assert not bench.places.enter(nine, "a", "more").admitted
+    assert not bench.places.enter(nine, "b", "more").admitted
+    assert bench.places.enter(nine, "c", "0").admitted
+
+
 def test_a_heavier_tenant_holds_as_much_more(bench: Bench) -> None:
     """Weight three against one: the last tenth is theirs as long as they hold less than three times as much."""
     heavy = replace(TEN, weight=3)
