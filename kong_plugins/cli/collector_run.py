@@ -59,6 +59,7 @@ def run_collector(options: RunOptions) -> int:
     _log_to(console)
     stop = threading.Event()
     with ExitStack() as resources:
+        resources.callback(os.umask, _keep_from_others())
         for number in (signal.SIGINT, signal.SIGTERM):
             resources.callback(signal.signal, number, signal.signal(number, lambda *_: stop.set()))
         try:
@@ -73,6 +74,14 @@ def run_collector(options: RunOptions) -> int:
             console.print(f"token-quota collector: no ledger: {error}", style="red", markup=False, soft_wrap=True)
             return 1
         return _wait(collector, options, stop, console)
+
+
+def _keep_from_others() -> int:
+    """What sinks write is no other user's to read: who used how much, by name. The group's part is the operator's,
+    whose umask is returned."""
+    umask = os.umask(0o077)
+    os.umask(umask | 0o007)
+    return umask
 
 
 def _log_to(console: Console) -> None:

@@ -67,6 +67,7 @@ def check(world: World, came: Iterable[Came], tenant_of: dict[str, str]) -> Find
     _budgets(findings, sides.balances, entries)
     for each in came:
         _answered(findings, each, requests, tenant_of)
+        _tells_no_key(findings, world, each)
     _secrets(findings, world)
     return findings
 
@@ -214,6 +215,13 @@ def _answered(findings: Findings, came: Came, requests: dict[str, dict[str, Any]
             findings.add(
                 f"{case}: the client saw {prompt}+{completion}, its event {data['prompt']}+{data['completion']}"
             )
+
+
+def _tells_no_key(findings: Findings, world: World, came: Came) -> None:
+    """An answer, an error page too, repeats nobody's key, not even that of the client that sent it."""
+    for tenant in TENANTS:
+        if world.key(tenant).encode() in came.data:
+            findings.add(f"{came.wire.case} was told the key of {tenant}: {came.data[:300]!r}")
 
 
 def _secrets(findings: Findings, world: World) -> None:

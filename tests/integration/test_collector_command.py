@@ -58,7 +58,8 @@ def test_an_operator_collects_looks_retries_and_forgets(valkey: EmbeddedValkey, 
     books = tmp_path / "books.duckdb"
     command = [sys.executable, "-m", "kong_plugins.cli", "collector", "--ledger", valkey.url, "--listen", "127.0.0.1:0"]
     command += ["--sink", f"duckdb://{books}?name=books", "--token-file", str(tmp_path / "token"), "--linger-ms", "20"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})
+    environment = {**os.environ, "COLUMNS": "200"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, umask=0o022)
     assert process.stderr is not None
     try:
         url = process.stderr.readline().split()[1]
@@ -85,6 +86,7 @@ def test_an_operator_collects_looks_retries_and_forgets(valkey: EmbeddedValkey, 
         assert process.wait(30) == 0
     assert "books: stopped" in rest
     assert TOKEN not in rest
+    assert books.stat().st_mode & 0o777 == 0o640  # for the group, as its umask has it, and for nobody else
     with open_books(books, read_only=True) as connection:
         assert {row[0] for row in connection.execute("SELECT id FROM events").fetchall()} == {*ids, "posted"}
 

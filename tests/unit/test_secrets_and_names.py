@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import logging
 import os
 import re
@@ -13,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from rich.console import Console
 
 from kong_plugins.adapters.ledger import EmbeddedValkey, connect_ledger
 from kong_plugins.application.ports import Balance
+from kong_plugins.cli.processes import free_port
 from kong_plugins.cli.quota import table
 from kong_plugins.collector.access import Tokens
 from kong_plugins.collector.http_app import make_app
@@ -29,6 +32,7 @@ from kong_plugins.domain.holds import LineState
 from kong_plugins.plugin_server.logs import _OneLine
 from kong_plugins.reports.rows import as_text
 from kong_plugins.token_quota.model_names import FORGET_S, INVENTED_MAX, TENANTS_MAX, ModelNames
+from tests.bench.driver import start_instance
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "hunter2-of-the-ledger"
@@ -95,13 +99,15 @@ def test_a_tenants_name_is_no_markup_in_a_table() -> None:
 
 
 def test_a_crashed_plugin_server_tells_no_secret(tmp_path: Path) -> None:
-    """Aborted in the middle of it, with faulthandler on: neither its output nor a core file has the ledger's password
-    or a tenant's key."""
+    """With a row that knows the ledger's password, one that was refused, and metrics: none of its answers has it. Then
+    aborted, with faulthandler on: neither its output nor a core file has that, or a tenant's key."""
+    metrics_port = free_port()
     environment = {
         **os.environ,
         "TOKEN_QUOTA_LEDGER_URL": f"redis://:{SECRET}@127.0.0.1:1/0",
         "TOKEN_QUOTA_SPOOL_DIR": str(tmp_path / "spool"),
         "DECK_TENANT_A_KEY": SECRET,
+        "TOKEN_QUOTA_METRICS_PORT": str(metrics_port),
         "PYTHONFAULTHANDLER": "1",
     }
     argv = [sys.executable, "-m", "kong_plugins.token_quota", "--kong-prefix", str(tmp_path), "--socket-name", "s.sock"]
@@ -117,6 +123,14 @@ def test_a_crashed_plugin_server_tells_no_secret(tmp_path: Path) -> None:
         assert path.stat().st_mode & 0o077 == 0
         limits = Path(f"/proc/{server.pid}/limits").read_text()
         assert re.search(r"Max core file size +0 ", limits)
+        start_instance(path, "token-quota", "{}")
+        with pytest.raises(RuntimeError) as refused:
+            start_instance(path, "token-quota", json.dumps({"ledger_url": f"redis://:{SECRET}@127.0.0.1:none/0"}))
+        assert SECRET not in str(refused.value)
+        with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=20) as page:
+            text = page.read().decode()
+        assert 'ledger="redis://127.0.0.1:1/0"' in text
+        assert SECRET not in text
         server.send_signal(signal.SIGABRT)
         assert server.wait(10) == -signal.SIGABRT
     finally:
@@ -200,8 +214,6 @@ def test_every_pinned_package_has_hashes(lock: Path) -> None:
 
 def test_the_bill_of_materials_is_the_lock(tmp_path: Path) -> None:
     """Each pinned package is a component with its version and hashes; the same lock gives the same file."""
-    import json
-
     outs = [tmp_path / "a.json", tmp_path / "b.json"]
     for out in outs:
         subprocess.run(
