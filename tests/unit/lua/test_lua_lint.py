@@ -13,7 +13,7 @@ from kong_plugins.local_gateway.lua_host import LuaHost
 
 ROOT = PLUGINS.parents[1]
 FILES = sorted(PLUGINS.rglob("*.lua"))
-GLOBALS = {"_G", "assert", "require", "rawset", "setmetatable", "type", "pcall", "error", "ipairs", "pairs", 
+GLOBALS = {"_G", "assert", "require", "rawset", "setmetatable", "type", "pcall", "error", "ipairs", "pairs",
            "next", "tonumber", "string", "table", "math", "kong", "ngx"}  # fmt: skip
 
 # LuaJIT's own view of its bytecode; the opcodes of global access are learnt from two samples, they differ by version.
