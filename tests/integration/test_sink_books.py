@@ -16,7 +16,7 @@ import pytest
 
 from kong_plugins.adapters.books import BooksUnavailable, open_books, schema, turns
 from kong_plugins.adapters.books.rows import COLUMNS
-from kong_plugins.adapters.sinks import open_sink
+from kong_plugins.adapters.sinks import duckdb_sink, open_sink
 from tests.contract.sink_events import adjustment, edited, request, reversal
 from tests.contract.sink_stores import held_open
 
@@ -167,6 +167,16 @@ def test_a_writer_gives_the_file_up_when_it_has_nothing_to_write(path: Path) -> 
     sink.write([request(2)])
     sink.close()
     assert rows(path) == [("request-0000001",), ("request-0000002",)]
+
+
+def test_an_idle_writer_gives_way_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it would keep the file for the next batch."""
+    monkeypatch.setattr(duckdb_sink, "IDLE_S", 3600.0)
+    sink = open_sink(f"duckdb://{path}")
+    assert sink.write([request(1)]) == ()
+    with open_books(path, read_only=True, wait_s=20) as books:
+        assert books.execute("SELECT count(*) FROM events").fetchall() == [(1,)]
+    sink.close()
 
 
 def test_one_that_waits_unseen_gets_in_too(path: Path) -> None:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import duckdb
 
 WAIT_S = 5.0  # for a report that reads
-IDLE_S = 0.2  # then the file is given up
+IDLE_S = 1.0  # then the file is given up; longer than the collector lingers: opening it costs ten small batches
+LOOK_S = 0.1  # how soon an idle sink sees that somebody waits
 YIELD_S_MAX = 0.5  # for one who waits to get in; trying every 10 ms, it takes some 20
 HELD_S_MAX = 5.0  # then it is left alone for a moment, for one who waits unseen, as with a shell of DuckDB's own
 GAP_S = 0.03
@@ -112,7 +113,7 @@ class DuckDBSink:
                     self._turn.wait()
                     continue
                 left = self._used_at + IDLE_S - time.monotonic()
-                if left > 0:
-                    self._turn.wait(left)
+                if left > 0 and not somebody_waits_for(self._path):
+                    self._turn.wait(min(left, LOOK_S))
                 else:
                     self._let_go()
