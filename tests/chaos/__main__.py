@@ -30,6 +30,7 @@ Exit status: 0 all of it is true, 1 something is not, 2 nothing could be run.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
@@ -73,12 +74,15 @@ def _run_world(faults: list[Fault], given: argparse.Namespace) -> bool:
         gateway=Gateway(given.gateway),
         disks=any(fault.kind is Kind.DISK for fault in faults),
     )
-    with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as directory:
-        outcome = run(Path(directory), faults, given.seed, options, lambda line: print(line, flush=True))
+    directory = Path(tempfile.mkdtemp(prefix="chaos-"))
+    outcome = run(directory, faults, given.seed, options, lambda line: print(line, flush=True))
     _tell(outcome)
-    print(
-        f"seed {given.seed}, appendfsync {given.appendfsync}, {given.gateway} gateway, {time.monotonic() - started:.0f} s"
-    )
+    if outcome.findings.problems:
+        print(f"kept        {directory}: logs, books, the engine's journal")
+    else:
+        shutil.rmtree(directory, ignore_errors=True)
+    took_s = time.monotonic() - started
+    print(f"seed {given.seed}, appendfsync {given.appendfsync}, {given.gateway} gateway, {took_s:.0f} s")
     if given.report is not None:
         write_report(given.report, outcome.findings.fates)
     return not outcome.findings.problems
@@ -91,12 +95,12 @@ def _tell(outcome: Outcome) -> None:
     if took:
         print(f"well again  after {took[len(took) // 2]:.1f} s (median), {took[-1]:.1f} s at most")
     print(f"requests    {len(outcome.seen.asked):,} asked, {found.ran:,} on the engine, {found.events:,} events")
-    print(
-        f"events      {dict(sorted(found.outcomes.items()))}, {found.billed:,} tokens billed, {found.generated:,} generated"
-    )
+    print(f"events      {dict(sorted(found.outcomes.items()))}")
+    print(f"tokens      {found.generated:,} on the engine, {found.billed:,} billed")
     print(f"open        {found.open:,} (nobody could hear of their end: they expire, uncharged, with an event)")
     print(f"unposted    {found.unposted:,} (in the books, not on a counter: the ledger had lost the hold)")
-    print(f"lost        {found.lost:,} requests, {found.rolled_back:,} tokens off counters, by failovers")
+    print(f"lost        {found.lost:,} requests, {found.rolled_back:,} tokens off counters, by failovers;")
+    print(f"            {found.halfway:,} events that one sink has and another has not")
     print(f"in flight   {found.in_flight:,} tokens generated after the last that anybody saw")
     print(f"reconcile   explains {dict(sorted(found.explained.items()))}")
     print(

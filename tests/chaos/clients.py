@@ -6,7 +6,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import httpx2 as httpx
@@ -22,8 +22,9 @@ PATIENCE_S = 6.0
 
 @dataclass(slots=True)
 class Asked:
-    """One request as its client saw it. ``name`` goes along in a header. Times are epoch seconds. ``said``: a status, and
-    ``left`` where the client went; or what was raised. ``usage``: (prompt, completion) of an answer that came whole."""
+    """One request as its client saw it. ``name`` goes along in a header. Times are epoch seconds. ``said``: a status,
+    and ``left`` where the client went; or what was raised. ``usage``: (prompt, completion) of an answer that came
+    whole."""
 
     name: str
     tenant: str
@@ -117,13 +118,25 @@ def _usage(told: dict[str, int]) -> tuple[int, int]:
     return told["prompt_tokens"], told["completion_tokens"]
 
 
-class Watch:
-    """Looks at a poor tenant's budget all the time. ``most``: committed and held of it at most, by its window's end."""
+@dataclass(frozen=True)
+class Look:
+    """``poor``: committed and held of a poor tenant's budget by its window's end. ``rich``: what counters that never go
+    back have committed, by tenant."""
 
-    def __init__(self, look: Callable[[], Sequence[tuple[int, int]]]) -> None:
-        """``look``: (window's end, committed and held) of each of its counters; may raise when the ledger is away."""
+    poor: dict[int, int]
+    rich: dict[str, int]
+
+
+class Watch:
+    """Looks at budgets all the time. ``most``: committed and held at most, by its window's end. ``drops``: when a counter
+    went back, epoch seconds, whose, and by how much: a ledger forgot what it had said."""
+
+    def __init__(self, look: Callable[[], Look]) -> None:
+        """``look`` may raise when the ledger is away."""
         self.most: dict[int, int] = {}
+        self.drops: list[tuple[float, str, int]] = []
         self.looks = self.failed = 0
+        self._rich: dict[str, int] = {}
         self._look = look
         self._enough = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
@@ -141,5 +154,9 @@ class Watch:
                 self.failed += 1
                 continue
             self.looks += 1
-            for ends, used in found:
+            for ends, used in found.poor.items():
                 self.most[ends] = max(self.most.get(ends, 0), used)
+            for tenant, before in self._rich.items():
+                if (less := before - found.rich.get(tenant, 0)) > 0:
+                    self.drops.append((time.time(), tenant, less))
+            self._rich = found.rich

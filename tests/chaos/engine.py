@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from starlette.requests import Request
 
@@ -48,7 +49,7 @@ def read_journal(path: Path) -> dict[str, Ran]:
     return found
 
 
-def _lines(path: Path) -> Iterator[dict[str, object]]:
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if path.exists():
         for line in path.read_bytes().splitlines(keepends=True):
             if line.endswith(b"\n"):
@@ -82,7 +83,7 @@ def keep_journal(path: Path) -> None:
         job.push = push_and_tell  # type: ignore[method-assign]
         return job
 
-    Service.begin = begin_and_tell  # type: ignore[method-assign]
+    Service.begin = begin_and_tell  # type: ignore[method-assign,assignment]
 
 
 if __name__ == "__main__":

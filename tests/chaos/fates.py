@@ -13,7 +13,7 @@ from kong_plugins.adapters.ledger.audit import OpenHold
 from tests.chaos.clients import Asked
 from tests.chaos.engine import CLIENT_HEADER, Ran
 from tests.chaos.faults import Fault, Kind
-from tests.chaos.world import PLUGIN_TIMEOUT_S
+from tests.chaos.world import PLUGIN_TIMEOUT_S, PROBE
 
 AFTER_S = 10.0  # a fault that nobody waited for the end of is felt for so long
 LOG_PHASE_S = 5.0  # after its client has its answer
@@ -47,7 +47,7 @@ class Felt:
     def loses_holds(self) -> bool:
         """The ledger itself may forget what it said: a failover, or a kill while its disk takes nothing."""
         if self.fault.kind in (Kind.FAILOVER, Kind.NETWORK):
-            return not self.fault.target.startswith("engine")
+            return not self.fault.target.startswith("engine") and self.fault.target != "primary leaves"
         return self.fault.kind is Kind.DISK and self.fault.target == "ledger, killed while full"
 
     @property
@@ -135,20 +135,20 @@ class Evidence:
         """Of every request that a client sent, and of every id that no client of ours has."""
         found = []
         for asked in self.asked:
-            ids = sorted(self._ids.get(asked.name, ())) or [None]
-            for id_ in ids:
+            ids: list[str | None] = [*sorted(self._ids.get(asked.name, ()))]
+            for id_ in ids or [None]:
                 fate = Fate(asked.name, asked.tenant, asked.said, asked.kind, id_ or asked.request_id)
                 fate.faults = [str(each.fault) for each in self._between(asked.began, asked.ended)]
                 found.append(self._told(fate, id_))
         for id_, name in sorted(self._names.items()):
-            if name not in self._by_name and not name.startswith("probe-"):
+            if name not in self._by_name and not name.startswith(PROBE):
                 fate = Fate(name, "", "no client of ours", id=id_)
                 fate.faults = [str(each.fault) for each in self.felt_by(id_)]
                 found.append(self._told(fate, id_))
         return found
 
     def _told(self, fate: Fate, id_: str | None) -> Fate:
-        ran, event, hold = (table.get(id_ or "") for table in (self.ran, self.events, self.holds))
+        ran, event, hold = self.ran.get(id_ or ""), self.events.get(id_ or ""), self.holds.get(id_ or "")
         if ran is not None:
             fate.engine = "ran" if ran.generated else "began"
             fate.engine_tokens = ran.usage

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
-
-import redis
 
 from tests.chaos import limits
 from tests.chaos.hosts import Network
@@ -41,14 +40,19 @@ TARGETS: dict[Kind, tuple[str, ...]] = {
     Kind.RESTART: _EACH,
     Kind.STOP: (*_EACH, _BOTH),
     Kind.SOCKET: ("token-quota", "billing-events", _BOTH),
-    Kind.DISK: ("ledger", "spool, ledger stopped", "books", "ledger+spool", "ledger, killed while full", "ledger+spool+books"),
+    Kind.DISK: (
+        *("ledger", "spool, ledger stopped", "books", "ledger+spool", "ledger+spool+books"),
+        "ledger, killed while full",
+    ),
     Kind.DESCRIPTORS: ("token-quota", "billing-events", "gateway", "collector", "ledger"),
     Kind.MEMORY: ("token-quota", "billing-events", "collector", "ledger"),
     Kind.NETWORK: (
         *("primary pulled", "primary silent", "replica silent", "all ledgers silent", "engine pulled", "engine silent"),
         *("engine slow", "primary slow", "primary alone with us", "replicas apart"),
     ),
-    Kind.FAILOVER: ("primary killed", "primary stopped", "asked for", "primary and its Sentinel killed", "replica killed"),
+    Kind.FAILOVER: (
+        *("primary killed", "primary stopped", "primary leaves", "primary and its Sentinel killed", "replica killed"),
+    ),
 }  # fmt: skip
 _SHORT, _MIDDLE, _LONG = (
     (0.1, 0.4),
@@ -66,6 +70,8 @@ _SECONDS: dict[Kind, tuple[tuple[float, float], ...]] = {
     Kind.NETWORK: (_SHORT, _MIDDLE, _LONG),
     Kind.FAILOVER: (_MIDDLE, _LONG),
 }
+CROWD = 20
+_SECOND = ("token-quota", "billing-events", "collector")
 _SECOND_FAULT = 0.2  # of all faults: another process is killed while it lasts
 
 
@@ -94,9 +100,7 @@ def plan(seed: int, runs: int, kinds: Sequence[Kind], targets: Sequence[str] = (
         kind = choose.choice(kinds)
         target = choose.choice([each for each in TARGETS[kind] if not targets or each in targets])
         seconds = choose.uniform(*choose.choice(_SECONDS[kind]))
-        also = (
-            choose.choice(("token-quota", "billing-events", "collector")) if choose.random() < _SECOND_FAULT else None
-        )
+        also = choose.choice(_SECOND) if choose.random() < _SECOND_FAULT else None
         if also is not None and (seconds < _MIDDLE[0] or also in target):
             also = None
         pause_s, rest = choose.uniform(0.05, 0.6), choose.random() < 0.7
@@ -178,8 +182,8 @@ def _disk_full(world: World, fault: Fault, _network: Network | None) -> Iterator
 
 @contextmanager
 def _few_descriptors(world: World, fault: Fault, _network: Network | None) -> Iterator[None]:
-    # An odd number of them leaves room for some of what it does, and none for the rest.
-    with limits.few_descriptors(world.parts[fault.target].pid(), fault.number % 3):
+    # Sometimes a few are left: room for some of what it does, and none for the rest.
+    with limits.few_descriptors(world.parts[fault.target].pid(), fault.number % 3), crowd(world):
         yield
 
 
@@ -189,13 +193,35 @@ def _little_memory(world: World, fault: Fault, _network: Network | None) -> Iter
         with limits.full_ledger(world.ledger.client()):
             yield
     else:
-        with limits.little_memory(world.parts[fault.target].pid()):
+        with limits.little_memory(world.parts[fault.target].pid()), crowd(world, words=100_000):
             yield
 
 
 @contextmanager
+def crowd(world: World, words: int = 1) -> Iterator[None]:
+    """More clients at once than there are connections, with prompts of so many words."""
+    enough = threading.Event()
+
+    def ask() -> None:
+        while not enough.is_set():
+            world.serves("many " * words)
+            enough.wait(0.02)
+
+    threads = [threading.Thread(target=ask, name=f"crowd-{number}") for number in range(CROWD)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        for thread in threads:
+            thread.join()
+
+
+@contextmanager
 def _cut(world: World, fault: Fault, network: Network | None) -> Iterator[None]:
-    assert network is not None and isinstance(world.ledger, SentinelLedger)
+    assert network is not None
+    assert isinstance(world.ledger, SentinelLedger)
     primary = world.ledger.nodes.primary() or 0
     names = [f"node{node}" for node in range(3)]
     others = [name for name in names if name != names[primary]]
@@ -228,9 +254,9 @@ def _failing_over(world: World, fault: Fault, _network: Network | None) -> Itera
             world.parts[f"sentinel-{primary}"].send(signal.SIGKILL)
         case "replica killed":
             world.parts[f"ledger-{(primary + 1) % 3}"].send(signal.SIGKILL)
-        case "asked for":
-            with suppress(redis.RedisError):  # not so soon after the last one
-                nodes.sentinel(primary).execute_command("SENTINEL", "FAILOVER", "ledger")
+        case "primary leaves":  # as a pod does that is replaced
+            nodes.ask(primary, "leave")
+            world.parts[f"ledger-{primary}"].send(signal.SIGTERM)
         case _:
             with _standing_still(world, [f"ledger-{primary}"]):
                 yield

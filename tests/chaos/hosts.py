@@ -1,4 +1,5 @@
-"""Hosts of their own (network namespaces) on one switch, and their cables: cut, silent or slow. Needs root and iproute2.
+"""Hosts of their own (network namespaces) on one switch, and their cables: pulled, silent or slow. Needs root and
+iproute2.
 
 The first host is the harness's: whoever enters it starts processes there. The switch and every other host's cable end
 there too. Nothing of it is to be seen from outside.

@@ -10,22 +10,19 @@ from pathlib import Path
 
 import redis
 
-MORE_MEMORY = 4 * 2**20  # beyond what a process has already: soon used up
-
 
 @contextmanager
 def few_descriptors(pid: int, more: int) -> Iterator[None]:
-    """``more`` files beside those that it has open."""
-    highest = max((int(name) for name in os.listdir(f"/proc/{pid}/fd")), default=0)
-    with _limited(pid, resource.RLIMIT_NOFILE, highest + 1 + more):
+    """``more`` than half the files that it has open now: what it closes above that it does not get again."""
+    with _limited(pid, resource.RLIMIT_NOFILE, len(os.listdir(f"/proc/{pid}/fd")) // 2 + more):
         yield
 
 
 @contextmanager
 def little_memory(pid: int) -> Iterator[None]:
-    """No more address space than it has, or hardly."""
+    """No more address space than it has."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
-    with _limited(pid, resource.RLIMIT_AS, pages * resource.getpagesize() + MORE_MEMORY):
+    with _limited(pid, resource.RLIMIT_AS, pages * resource.getpagesize()):
         yield
 
 
@@ -44,7 +41,7 @@ def _limited(pid: int, which: int, most: int) -> Iterator[None]:
 def full_ledger(client: redis.Redis) -> Iterator[None]:
     """As if ``maxmemory`` were reached: what would need more is refused (noeviction)."""
     used = int(client.info("memory")["used_memory"])
-    before = client.config_get("maxmemory")["maxmemory"]
+    before = str(client.config_get("maxmemory")["maxmemory"])
     client.config_set("maxmemory", max(1, used // 2))
     try:
         yield

@@ -13,7 +13,7 @@ from kong_plugins.adapters.ledger import connect_ledger
 from kong_plugins.adapters.ledger.audit import connect_audit
 from kong_plugins.application.ports import LedgerUnavailable
 from tests.chaos.checks import Findings, check
-from tests.chaos.clients import Clients, Seen, Watch
+from tests.chaos.clients import Clients, Look, Seen, Watch
 from tests.chaos.faults import OF_NODES, Fault, Kind, inflict, plan
 from tests.chaos.hosts import Network, why_no_hosts
 from tests.chaos.ledgers import OneLedger, SentinelLedger
@@ -28,7 +28,7 @@ QUIET_FOR_S = 6.0
 
 @dataclass(frozen=True)
 class Inflicted:
-    """When a fault was there, epoch seconds. ``well_at``: when a fresh request was served again; None: nobody looked."""
+    """When a fault was there, epoch seconds. ``well_at``: when a fresh request was served again; None: not looked."""
 
     fault: Fault
     began: float
@@ -81,8 +81,10 @@ def run(
                 time.sleep(fault.pause_s)
                 outcome.inflicted.append(_inflict(world, fault, network, problems))
                 asked, last = len(clients.seen.asked), outcome.inflicted[-1]
+                forgot = sum(less for at, _, less in watch.drops if at >= last.began)
+                forgot_text = f", {forgot:,} tokens forgotten" if forgot else ""
                 well = f", well again after {last.well_at - last.ended:.1f} s" if last.well_at else ""
-                say(f"{fault.number:>4}  {fault}{well}; {asked:,} requests so far")
+                say(f"{fault.number:>4}  {fault}{well}{forgot_text}; {asked:,} requests so far")
             problems += _recover(world, "the last of all")[1]
         finally:
             clients.stop()
@@ -112,7 +114,7 @@ def _recover(world: World, after: str) -> tuple[float, list[str]]:
     number = 0
     while True:
         number += 1
-        amiss = world.serves(f"probe-{time.time_ns()}") or ("" if world.ledger.settled() else "its ledger is not whole")
+        amiss = world.serves() or ("" if world.ledger.settled() else "its ledger is not whole")
         amiss = amiss or ("" if world.collector_ready() else "its collector is not ready")
         if not amiss:
             return time.time(), []
@@ -125,9 +127,13 @@ def _watch(world: World, resources: ExitStack) -> Watch:
     ledger = connect_ledger(world.ledger.url)
     resources.callback(ledger.close)
 
-    def look() -> list[tuple[int, int]]:
-        found = [balance.state for tenant in world.options.poor for balance in ledger.balances(tenant)]
-        return [(state.reset_us, state.committed + state.held) for state in found]
+    def look() -> Look:
+        poor = [balance.state for tenant in world.options.poor for balance in ledger.balances(tenant)]
+        rich = [(tenant, each.state) for tenant in world.options.rich for each in ledger.balances(tenant)]
+        return Look(
+            {state.reset_us: state.committed + state.held for state in poor},
+            {tenant: state.committed for tenant, state in rich if state.key == "monthly"},
+        )
 
     return Watch(look)
 

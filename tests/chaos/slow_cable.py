@@ -34,11 +34,11 @@ def run(host: str, switch: str, delay_s: float) -> None:
     waiting: deque[tuple[float, bool, bytes]] = deque()  # due, to the host, frame
     while True:
         left = max(0.0, waiting[0][0] - time.monotonic()) if waiting else None
-        ready, _, _ = select.select([tap, cable], [], [], left)
+        ready, _, _ = select.select([tap, cable.fileno()], [], [], left)
         now = time.monotonic()
         if tap in ready:
             waiting.append((now + delay_s, True, os.read(tap, FRAME_MAX)))
-        if cable in ready:
+        if cable.fileno() in ready:
             frame, about = cable.recvfrom(FRAME_MAX)
             if about[2] != PACKET_OUTGOING:  # our own
                 waiting.append((now + delay_s, False, frame))

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from tests.chaos.places import Place
 PLUGIN_SERVERS = ("token-quota", "billing-events")
 GENEROUS = 900_000_000
 POOR_LIMIT = 6_000  # tokens a minute: a few requests' worth, so that its tenant is at its edge all the time
+PROBE = "probe-"  # begins the names of requests that no client of ours sent
 PLUGIN_TIMEOUT_S = 3.0  # a gateway's patience with a plugin server; Kong's default is a minute
 PLACES = {"ledger": 96, "spool": 4, "books": 24}  # megabytes of each small disk
 
@@ -125,10 +127,10 @@ class World:
         run_dir = self.stack.run_dir
         return (run_dir / "kong" if self.options.gateway is Gateway.KONG else run_dir) / f"{plugin}.sock"
 
-    def serves(self, name: str) -> str:
+    def serves(self, words: str = "Are you there?") -> str:
         """What a fresh request gets: empty when it is served, else what came in its place."""
-        body = {"model": "deepseek-r1", "max_tokens": 8, "messages": [{"role": "user", "content": name}]}
-        headers = {"apikey": self.keys[self.options.probe], CLIENT_HEADER: name}
+        body = {"model": "deepseek-r1", "max_tokens": 8, "messages": [{"role": "user", "content": words}]}
+        headers = {"apikey": self.keys[self.options.probe], CLIENT_HEADER: f"{PROBE}{time.time_ns()}"}
         try:
             answer = httpx.post(f"{self.stack.url}/v1/chat/completions", json=body, headers=headers, timeout=5)
         except httpx.HTTPError as error:

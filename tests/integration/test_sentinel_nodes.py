@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
     nodes.stop()
 
 
-LINE = Line("daily", FixedWindow(Unit.DAY), TOTAL, 1000, 10)
+LINE = Line("daily", FixedWindow(Unit.DAY), TOTAL, 1_000_000_000, 10)
 minutes = pytest.mark.skipif(
     not os.environ.get("TOKEN_QUOTA_SENTINEL_TESTS"),
     reason="half a minute of waits: set TOKEN_QUOTA_SENTINEL_TESTS=1",
@@ -123,3 +124,30 @@ def test_a_primary_that_leaves_hands_its_part_over(nodes: Nodes) -> None:
     assert nodes.ask(0, "leave") == 0
     until(lambda: nodes.primary() in {1, 2}, "another is the primary")
     assert nodes.replication(0)["role"] == "slave"
+
+
+@pytest.mark.slow
+def test_a_primary_that_leaves_takes_nothing_along(nodes: Nodes) -> None:
+    """While it hands its part over, requests go on: whatever was confirmed is on the next primary too. Else, all that
+    comes until the old one follows is lost."""
+    begin(nodes)
+    tenant = Tenant(nodes)
+    until(tenant.use, "the ledger takes a request")
+    done = threading.Event()
+
+    def go_on() -> None:
+        while not done.is_set():
+            tenant.use()
+
+    asking = threading.Thread(target=go_on)
+    asking.start()
+    try:
+        assert nodes.ask(0, "leave") == 0
+        until(lambda: nodes.primary() in {1, 2}, "another is the primary")
+        before = tenant.requests
+        until(lambda: tenant.requests > before + 10, "the ledger follows")
+    finally:
+        done.set()
+        asking.join()
+    assert tenant.used() >= 4 * tenant.requests
+    tenant.ledger.close()

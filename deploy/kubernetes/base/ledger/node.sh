@@ -84,10 +84,11 @@ data() {
     fi
   } >"$LEDGER_RUN/valkey.conf"
   say "the primary is $primary_host:$primary_port"
-  # A primary that no replica follows refuses to write: what it took would be forgotten at the failover.
+  # A primary that no replica follows refuses to write: what it took would be forgotten at the failover. A replica tells
+  # once a second how far it is; one that has been silent for more than three does not follow.
   exec valkey-server "$LEDGER_RUN/valkey.conf" --port "$self_port" --dir "$LEDGER_DATA" \
     --replica-announce-ip "$self_host" --replica-announce-port "$self_port" \
-    --appendonly yes --appendfsync everysec --save '' --min-replicas-to-write 1 --min-replicas-max-lag 10 \
+    --appendonly yes --appendfsync everysec --save '' --min-replicas-to-write 1 --min-replicas-max-lag 3 \
     --maxmemory "${LEDGER_MAXMEMORY:-768mb}" --maxmemory-policy noeviction
 }
 
@@ -101,8 +102,8 @@ sentinel() {
       first=$(first_node)
       set -- 0 "$(host_of "$first")" "$(port_of "$first")"
     fi
-    # A Sentinel does not start with a name that cannot be looked up.
-    until getent hosts "$2" >/dev/null; do sleep 0.5; done
+    # A Sentinel does not start with a name that cannot be looked up. (An address always can.)
+    until getent ahosts "$2" >/dev/null; do sleep 0.5; done
     {
       echo "bind $BIND"
       echo "sentinel resolve-hostnames yes"
@@ -139,8 +140,10 @@ leave() {
     if [ -z "$asked" ]; then
       for node in $LEDGER_NODES; do
         [ "$node" = "$LEDGER_SELF" ] && continue
-        if timeout 2 valkey-cli -h "$(host_of "$node")" -p "$(sentinel_port_of "$node")" sentinel failover $SERVICE 2>/dev/null |
-          grep -q OK; then
+        # Coordinated: the old primary takes no writes until the next one has all of them. Otherwise what it still takes
+        # is lost.
+        if timeout 2 valkey-cli -h "$(host_of "$node")" -p "$(sentinel_port_of "$node")" \
+          sentinel failover $SERVICE coordinated 2>/dev/null | grep -q OK; then
           asked=yes
           break
         fi
