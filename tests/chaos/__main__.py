@@ -101,6 +101,7 @@ def _tell(outcome: Outcome) -> None:
     print(f"unposted    {found.unposted:,} (in the books, not on a counter: the ledger had lost the hold)")
     print(f"lost        {found.lost:,} requests, {found.rolled_back:,} tokens off counters, by failovers;")
     print(f"            {found.halfway:,} events that one sink has and another has not")
+    print(f"assumed     {found.assumed:,} billed by unknown_usage, and the engine never began")
     print(f"in flight   {found.in_flight:,} tokens generated after the last that anybody saw")
     print(f"reconcile   explains {dict(sorted(found.explained.items()))}")
     print(

@@ -12,6 +12,7 @@ from kong_plugins.adapters.event_records import read_event
 from kong_plugins.adapters.ledger import connect_ledger
 from kong_plugins.adapters.ledger.audit import OpenHold, connect_audit
 from kong_plugins.adapters.sinks.jsonl_sink import read_jsonl
+from kong_plugins.domain.events import CLIENT_CLOSED
 from tests.chaos.clients import Seen, Watch
 from tests.chaos.engine import CLIENT_HEADER, read_journal
 from tests.chaos.fates import AFTER_S, REPLICATION_S, Event, Evidence, Fate, Felt
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from tests.chaos.runs import Inflicted
 
 MINUTE_MS = 60_000
-_COLUMNS = "id, kind, tenant, prompt, completion, outcome, evidence, posted, started_ms, epoch_ms(time), attributes"
+_COLUMNS = (
+    "id, kind, tenant, prompt, completion, outcome, evidence, posted, started_ms, epoch_ms(time), attributes, status"
+)
 
 
 @dataclass
@@ -42,6 +45,7 @@ class Findings:
     halfway: int = 0  # events that one sink has and another lost in a failover
     rolled_back: int = 0  # tokens that events posted and a failover took off the counters again
     in_flight: int = 0  # tokens that the engine counted after the last that was seen
+    assumed: int = 0  # billed by policy (the client left, nobody saw anything), and the engine never began
     unmetered: int = 0
     doubled: int = 0
     overshoot: int = 0
@@ -66,6 +70,7 @@ def check(world: World, seen: Seen, inflicted: Sequence[Inflicted], watch: Watch
     findings.fates = evidence.fates()
     _each_request_once(findings, evidence)
     _holds_are_explained(findings, evidence)
+    _unposted_are_explained(findings, evidence)
     _as_clients_saw(findings, evidence)
     _as_the_engine_ran(findings, evidence)
     _sinks_agree(findings, rows, evidence, world)
@@ -76,9 +81,9 @@ def check(world: World, seen: Seen, inflicted: Sequence[Inflicted], watch: Watch
 
 
 def _event(row: tuple[Any, ...]) -> Event:
-    id_, _, tenant, prompt, completion, outcome, proof, posted, started_ms, ended_ms, attributes = row
-    client = (attributes or {}).get(CLIENT_HEADER, "")
-    return Event(id_, tenant, (prompt, completion), outcome, proof, posted or {}, started_ms or 0, ended_ms, client)
+    id_, _, tenant, prompt, completion, outcome, proof, posted, started_ms, ended_ms, attributes, status = row
+    client, usage = (attributes or {}).get(CLIENT_HEADER, ""), (prompt, completion)
+    return Event(id_, tenant, usage, outcome, proof, posted or {}, started_ms or 0, ended_ms, client, status or 0)
 
 
 def _each_request_once(findings: Findings, evidence: Evidence) -> None:
@@ -98,7 +103,11 @@ def _each_request_once(findings: Findings, evidence: Evidence) -> None:
             findings.doubled += 1
             findings.problems.append(f"{id_} has its event, and its hold is open still")
     for id_, event in evidence.events.items():
-        if id_ not in evidence.ran and any(event.usage):
+        if id_ in evidence.ran or not any(event.usage):
+            continue
+        if event.status == CLIENT_CLOSED and event.evidence in ("tokenized", "held"):
+            findings.assumed += 1  # `unknown_usage`: what nobody saw the end of is charged as if it had run
+        else:
             findings.doubled += 1
             findings.problems.append(f"{id_} never ran on the engine and is billed {event.usage}")
 
@@ -111,6 +120,16 @@ def _holds_are_explained(findings: Findings, evidence: Evidence) -> None:
         findings.open += 1
         if not any(each.loses_settlements for each in evidence.felt_by(id_)):
             findings.problems.append(f"{id_}: its hold is open, and nothing that happened explains it")
+
+
+def _unposted_are_explained(findings: Findings, evidence: Evidence) -> None:
+    """An event without a posting is of a hold that the ledger had lost, and of nothing else."""
+    for id_, event in evidence.events.items():
+        if event.posted or not any(event.usage):
+            continue
+        findings.unposted += 1
+        if not any(each.forgets_holds for each in evidence.felt_by(id_)):
+            findings.problems.append(f"{id_} used {event.usage}, and its event is on no counter")
 
 
 def _as_clients_saw(findings: Findings, evidence: Evidence) -> None:
@@ -167,10 +186,9 @@ def _counters_agree(findings: Findings, evidence: Evidence, world: World) -> Non
     doubtful: Counter[tuple[str, str]] = Counter()
     unposted: Counter[str] = Counter()
     for event in evidence.events.values():
-        findings.unposted += not event.posted and sum(event.usage) > 0
         may_be_back = any(each.loses_holds for each in evidence.felt_by(event.id))
         if not event.posted and may_be_back:
-            # A primary that was replaced without knowing it may have said that it knows no such hold; its successor does.
+            # A primary that was replaced and has not heard of it may say that it knows no such hold; the next one does.
             unposted[event.tenant] += sum(event.usage)
         for line, amount in event.posted.items():
             posted[event.tenant, line] += amount

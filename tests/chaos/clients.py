@@ -128,8 +128,8 @@ class Look:
 
 
 class Watch:
-    """Looks at budgets all the time. ``most``: committed and held at most, by its window's end. ``drops``: when a counter
-    went back, epoch seconds, whose, and by how much: a ledger forgot what it had said."""
+    """Looks at budgets all the time. ``most``: committed and held at most, by its window's end. ``drops``: when a
+    counter went back, epoch seconds, whose, and by how much: a ledger forgot what it had said."""
 
     def __init__(self, look: Callable[[], Look]) -> None:
         """``look`` may raise when the ledger is away."""

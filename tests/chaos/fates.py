@@ -33,6 +33,7 @@ class Event:
     started_ms: int
     ended_ms: int
     client: str
+    status: int
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class Felt:
         if self.fault.kind in (Kind.FAILOVER, Kind.NETWORK):
             return not self.fault.target.startswith("engine") and self.fault.target != "primary leaves"
         return self.fault.kind is Kind.DISK and self.fault.target == "ledger, killed while full"
+
+    @property
+    def forgets_holds(self) -> bool:
+        """With appendfsync everysec a killed Valkey may not have written what it said a moment before."""
+        return self.loses_holds or (self.fault.kind is Kind.KILL and "ledger" in self.fault.target.split("+"))
 
     @property
     def loses_settlements(self) -> bool:

@@ -21,7 +21,6 @@ from tests.chaos.places import Here
 from tests.chaos.world import World, WorldOptions
 from tests.integration.sentinel_nodes import Nodes
 
-RECOVERS_S = 30.0
 QUIET_S = 25.0  # a spool is replayed within seconds of its ledger's return
 QUIET_FOR_S = 6.0
 
@@ -110,16 +109,15 @@ def _inflict(world: World, fault: Fault, network: Network | None, problems: list
 
 def _recover(world: World, after: str) -> tuple[float, list[str]]:
     """Everything serves again by itself. Returns when, and what does not."""
-    deadline = time.monotonic() + RECOVERS_S
-    number = 0
+    deadline = time.monotonic() + world.options.recovers_s
     while True:
-        number += 1
         amiss = world.serves() or ("" if world.ledger.settled() else "its ledger is not whole")
         amiss = amiss or ("" if world.collector_ready() else "its collector is not ready")
         if not amiss:
             return time.time(), []
         if time.monotonic() > deadline:
-            return time.time(), [f"not well {RECOVERS_S:.0f} s after fault {after}: {amiss}; gone: {world.gone()}"]
+            late = f"not well {world.options.recovers_s:.0f} s after fault {after}"
+            return time.time(), [f"{late}: {amiss}; gone: {world.gone()}"]
         time.sleep(0.1)
 
 

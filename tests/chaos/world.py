@@ -36,13 +36,15 @@ PLACES = {"ledger": 96, "spool": 4, "books": 24}  # megabytes of each small disk
 
 @dataclass(frozen=True)
 class WorldOptions:
-    """``mutant``: of :mod:`tests.chaos.mutants`, planted into the process it is for. ``disks``: ledger, spool and books
-    each have a small one of their own."""
+    """``mutant``: of :mod:`tests.chaos.mutants`, planted into the processes ``mutated``. ``disks``: ledger, spool and
+    books each have a small one of their own. ``recovers_s``: how long all may take until it is well again."""
 
     appendfsync: Literal["everysec", "always"] = "everysec"
     gateway: Gateway = Gateway.LOCAL
     disks: bool = False
-    mutant: tuple[str, str] | None = None  # part, name
+    mutant: str = ""
+    mutated: tuple[str, ...] = ()
+    recovers_s: float = 30.0
     rich: tuple[str, ...] = ("kilo", "lima")  # tenants whose budgets never refuse
     poor: tuple[str, ...] = ("mike",)
     probe: str = "nina"
@@ -216,9 +218,9 @@ class World:
         return ["--ledger", self.ledger.url, *(part for sink in sinks for part in ("--sink", sink))]
 
     def _start(self, name: str, argv: Sequence[str], ready: Any, env: Mapping[str, str] | None = None) -> None:
-        if self.options.mutant is not None and self.options.mutant[0] == name:
+        if name in self.options.mutated:
             at = argv.index("-m") + 1
-            argv = [*argv[:at], "tests.chaos.mutants", self.options.mutant[1], *argv[at:]]
+            argv = [*argv[:at], "tests.chaos.mutants", self.options.mutant, *argv[at:]]
         process = Process(name, argv, self.directory / f"{name}.log", ready, env or {})
         self.parts[name] = process
         self._ours.append(process)
