@@ -31,14 +31,17 @@ class GreenletQueue:
         return len(self._tasks)
 
     def submit(self, task: Callable[[], None]) -> bool:
-        if self._closing.is_set() or len(self._tasks) >= self._capacity:
+        if self._closing.is_set():
             return False
-        self._tasks.append(task)
-        if len(self._running) < self._workers:
+        full = len(self._tasks) >= self._capacity
+        if not full:
+            self._tasks.append(task)
+        # Also when it is full: a worker may have ended of a lack of memory before it began.
+        if sum(not worker.dead for worker in self._running) < self._workers:
             worker = gevent.spawn(self._work)
             self._running.add(worker)
             worker.rawlink(self._running.discard)
-        return True
+        return not full
 
     def pause(self, seconds: float) -> bool:
         return not self._closing.wait(timeout=seconds)
@@ -54,14 +57,16 @@ class GreenletQueue:
         return self.join(timeout_s)
 
     def _work(self) -> None:
-        while self._tasks:
-            task = self._tasks.popleft()
-            try:
-                task()
-            except Exception:  # noqa: BLE001  # the next task is another request's
-                _log.exception("%s: a task failed", self._name)
-        # Now, not when the hub tells of the end: whoever submits before that would take this worker for one that runs.
-        self._running.discard(gevent.getcurrent())
+        try:
+            while self._tasks:
+                task = self._tasks.popleft()
+                try:
+                    task()
+                except Exception:  # noqa: BLE001  # the next task is another request's
+                    _log.exception("%s: a task failed", self._name)
+        finally:
+            # At once: a task that came before our end is told of would wait for nobody.
+            self._running.discard(gevent.getcurrent())
 
 
 class Every:

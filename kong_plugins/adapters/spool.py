@@ -161,7 +161,7 @@ class DurableSpool:
         posting = self._without_answer(posting)
         done = AsyncResult()
         self._pending.append(((name_of(posting).partition(" ")[2], self._clock_ms(), encode(posting)), done))
-        if self._writer is None:
+        if self._writer is None or self._writer.dead:  # of a lack of memory, before it began
             self._writer = gevent.spawn(self._write)
         refusal = done.get()
         if refusal is not None:

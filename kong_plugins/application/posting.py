@@ -67,7 +67,6 @@ class Poster:
         self._ledger = ledger
         self._spool = spool
         self._background = background
-        self._replaying = False
         self._taken_at: dict[tuple[int, int], int] = {}  # what the ledger had taken when a posting last failed
         self._taken = 0
         self._kept: deque[Posting] = deque()
@@ -156,14 +155,8 @@ class Poster:
         return outcome
 
     def _start_replay(self) -> None:
-        if not self._replaying and self._background.submit(self._replay):
-            self._replaying = True
-
-    def _replay(self) -> None:
-        try:
-            self._drain()
-        finally:
-            self._replaying = False
+        """Refused where one is to begin anyway; one that runs is followed by another, which finds nothing or little."""
+        self._background.submit(self._drain)
 
     def _drain(self) -> None:
         """Until nothing is left to try, or the process ends."""

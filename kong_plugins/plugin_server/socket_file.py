@@ -74,8 +74,8 @@ class SocketFile:
         return _identity(self.path) == self._identity
 
     def withdraw(self) -> None:
-        """Stop listening and remove the file, unless it is a successor's by now."""
-        with self._locked():
+        """Stop listening and remove the file, unless it is a successor's by now, or its directory is gone."""
+        with suppress(FileNotFoundError), self._locked():
             for path in (self.path, self._staging):
                 if _identity(path) == self._identity:
                     path.unlink()

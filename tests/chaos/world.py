@@ -114,6 +114,7 @@ class World:
             self.parts[part.name] = part
         self.engine_root = self._start_engine(engine)
         self.stack = self._start_gateway(resources)
+        resources.callback(self._end)  # before its directory goes
         self.keys = {tenant: self.stack.keys[key_name(tenant)] for tenant in options.tenants}
         self._start_sinks()
 
