@@ -37,7 +37,7 @@ types: venv
 tests: venv
 	$(BIN)/pytest -m "not slow" $(PYTEST_ARGS)
 
-slow-tests: venv  ## kills under load, failovers, the engine's bench, every token id: some two minutes more
+slow-tests: venv  ## faults under load, planted bugs, failovers, the engine's bench, every token id: some fifteen minutes more
 	$(BIN)/pytest -m slow $(PYTEST_ARGS)
 
 engine-test: venv  ## real vLLM on the CPU behind the gateway (2 GB, installed once; left out where its wheels are not)

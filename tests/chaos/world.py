@@ -28,7 +28,7 @@ from tests.chaos.places import Place
 
 PLUGIN_SERVERS = ("token-quota", "billing-events")
 GENEROUS = 900_000_000
-POOR_LIMIT = 6_000  # tokens a minute: a few requests' worth, so that its tenant is at its edge all the time
+POOR_LIMIT = 1_500  # tokens a minute: a few requests, so that its tenant is at its edge all the time
 PROBE = "probe-"  # begins the names of requests that no client of ours sent
 PLUGIN_TIMEOUT_S = 3.0  # a gateway's patience with a plugin server; Kong's default is a minute
 PLACES = {"ledger": 96, "spool": 4, "books": 24}  # megabytes of each small disk

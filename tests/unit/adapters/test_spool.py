@@ -326,8 +326,8 @@ def test_a_disk_that_takes_nothing_is_asked_once(
 
 
 def test_a_small_disk_filled_and_freed(tmp_path: Path) -> None:
-    """A real one: nothing that was refused is half there, nothing that was taken is lost, also what could not be removed
-    while it was full."""
+    """A real one: nothing that was refused is half there, nothing that was taken is lost, also what could not be
+    removed while it was full."""
     if why := why_no_disks(tmp_path):
         pytest.skip(why)
     with ExitStack() as resources:
