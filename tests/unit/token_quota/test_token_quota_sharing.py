@@ -312,13 +312,16 @@ def test_every_prompt_that_can_be_found_again_has_its_way(path: str, body: dict[
 
 
 def test_a_rank_forgets_requests_that_ended_or_never_were() -> None:
-    """One settled, one refused: nothing is open anywhere."""
-    bench = Bench(affinity="rank", affinity_ranks=2, budgets=[budget(limit=500)])
+    """One settled, one refused: nothing is open anywhere, so the next goes where the first went; beside an open one it
+    would go to the other rank."""
+    row = {"affinity": "rank", "affinity_ranks": 2, "affinity_overload_percent": 100}
+    bench = Bench(**row, budgets=[budget(limit=500)])
     kong = bench.access()
     assert bench.access().status == 429
-    assert sum(bench.parts.ranks.load("deepseek-r1", 2)) == 1
     ended(bench, kong)
-    assert bench.parts.ranks.load("deepseek-r1", 2) == (0, 0)
+    assert upstream(bench.access()) == {**upstream(kong), "X-Request-Id": f"{3:032x}"}
+    roomy = Bench(**row)
+    assert len({upstream(roomy.access())["X-data-parallel-rank"] for _ in range(2)}) == 2
 
 
 @pytest.mark.parametrize(
