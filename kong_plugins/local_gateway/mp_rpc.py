@@ -8,6 +8,7 @@ A call ends in one of three ways: a result, :class:`RpcFailed` (Kong logs it and
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ import msgpack
 
 REQUEST, RESPONSE, NOTIFICATION = 0, 1, 2
 READ_TIMEOUT_S = 60.0  # nginx's lua_socket_read_timeout; it is the time between two reads
+IDLE_S = 60.0  # nginx's lua_socket_keepalive_timeout
 
 
 class RpcFailed(Exception):  # noqa: N818 - Kong's word for it: nil, err
@@ -32,7 +34,7 @@ class Binary(bytes):
 
 
 class SocketPool:
-    """Connections to plugin servers by socket path, last one back first out."""
+    """Connections to plugin servers by socket path, last one back first out. What nobody needs for ``IDLE_S`` goes."""
 
     def __init__(self) -> None:
         self._idle: dict[str, list[_Connection]] = {}
@@ -54,9 +56,12 @@ class SocketPool:
         return connection
 
     def give_back(self, path: str, connection: _Connection) -> None:
+        idle, now = self._idle.setdefault(path, []), time.monotonic()
+        while idle and (idle[0].closed or idle[0].idle_since + IDLE_S <= now):
+            idle.pop(0).close()
         if not connection.closed:
-            connection.idle = True
-            self._idle.setdefault(path, []).append(connection)
+            connection.idle, connection.idle_since = True, now
+            idle.append(connection)
 
     def close(self) -> None:
         """Closes idle connections, as Kong does when it stops: no CloseInstance."""
@@ -70,6 +75,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self.closed = False
         self.idle = False
+        self.idle_since = 0.0
         self._transport: asyncio.Transport | None = None
         self._data: list[bytes] = []
         self._waiter: asyncio.Future[None] | None = None

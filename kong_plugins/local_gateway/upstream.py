@@ -203,8 +203,10 @@ class UpstreamPool:
         return connection
 
     def give_back(self, key: tuple[str, int], connection: UpstreamConnection) -> None:
-        waiting = self._idle.setdefault(key, [])
-        connection.idle_since = time.monotonic()
+        waiting, now = self._idle.setdefault(key, []), time.monotonic()
+        while waiting and (waiting[0].closed or waiting[0].idle_since + IDLE_S <= now):
+            waiting.pop(0).abandon()
+        connection.idle_since = now
         if len(waiting) < IDLE_MAX:
             waiting.append(connection)
         else:
