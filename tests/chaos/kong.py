@@ -46,7 +46,8 @@ class KongWorker:
         return 0
 
     def send(self, number: signal.Signals) -> None:
-        _send(self.pid(), number, self.name)
+        # SIGTERM is nginx's fast end, which cuts streams without their log phase; `kong quit` and a reload send SIGQUIT.
+        _send(self.pid(), signal.SIGQUIT if number is signal.SIGTERM else number, self.name)
 
     def restore(self) -> None:
         wait_for(lambda: bool(self.pid()) and self._answers(), "nginx starts its worker again")
