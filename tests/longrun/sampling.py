@@ -11,9 +11,9 @@ from pathlib import Path
 
 from kong_plugins.adapters.ledger.connect import open_client
 from kong_plugins.domain.partitions import PARTITIONS, hash_tag
-from tests.chaos.clients import GENERATING
 from tests.longrun.stage import Stage
 
+GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 NOTES = 900  # of the engine's last thousand
 Figures = dict[str, float]
 
