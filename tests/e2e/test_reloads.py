@@ -23,9 +23,11 @@ from tests.e2e.nodes import end_server, post_config, processes_with, reload, ser
 from tests.e2e.waiting import settled, wait_for
 
 LIMIT = 10_000_000
+RELOADED_WITHIN_S = 90  # to give up: in a container, with ten others at work on each core, it took 49 s
 ENDINGS = [("token-quota", signal.SIGTERM), ("token-quota", signal.SIGKILL), ("billing-events", signal.SIGKILL)]
-# What a client may be told while its request cannot be checked: by the guard, the plugin server, or Kong itself.
-CANNOT_CHECK = {"quota_decision_missing", "plugin_failed", "An unexpected error occurred"}
+# What a client may be told while its request cannot be checked: by the guard, the plugin server (a new one's connection
+# to the ledger may take longer than a request waits for it), or Kong itself.
+CANNOT_CHECK = {"quota_decision_missing", "plugin_failed", "ledger_unavailable", "An unexpected error occurred"}
 
 
 def daily(limit: int) -> list[dict[str, Any]]:
@@ -134,7 +136,7 @@ def test_a_budget_changes_under_load(reloadable: Reloadable, how: str) -> None:
         for limit in (2 * LIMIT, LIMIT // 2):
             load.more(5)
             reloadable.change(tenant, how, daily(limit))
-            wait_for(partial(load.serves_with, limit), f"a limit of {limit}", 30)
+            wait_for(partial(load.serves_with, limit), f"a limit of {limit}", RELOADED_WITHIN_S)
         load.more(5)
     assert {reply.status for reply in load.replies} == {200}, load.statuses()
     books = books_when(running, tenant, len(load.replies) + 1)
@@ -143,10 +145,10 @@ def test_a_budget_changes_under_load(reloadable: Reloadable, how: str) -> None:
 
     used = settled(running, tenant)
     reloadable.change(tenant, how, daily(used))
-    wait_for(lambda: ask(running, tenant).status == 429, "a refusal", 30)
+    wait_for(lambda: ask(running, tenant).status == 429, "a refusal", RELOADED_WITHIN_S)
     used = settled(running, tenant)
     assert ask(running, tenant).error == "insufficient_quota"
     assert settled(running, tenant) == used
     reloadable.change(tenant, how, daily(LIMIT))
-    wait_for(lambda: ask(running, tenant).status == 200, "an answer", 30)
+    wait_for(lambda: ask(running, tenant).status == 200, "an answer", RELOADED_WITHIN_S)
     assert settled(running, tenant) > used

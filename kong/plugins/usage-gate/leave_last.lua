@@ -1,20 +1,18 @@
 -- Kong's worker 0 owns the plugin servers, and takes them with it when it ends. A worker that leaves after it, because a
--- stream of its ended later, would have nobody to settle with: its hold would end uncharged. So worker 0 leaves last.
--- After a reload the next worker 0's plugin servers take the sockets over, and there is nothing to wait for.
+-- stream of its ended later, would have nobody to settle with (its hold would end uncharged), or would be cut off from the
+-- servers in the middle of a request, after a reload. So worker 0 leaves last of those that began with it.
 
 local ngx = ngx
 local A_DAY_S = 86400
 local LOOK_EVERY_S = 0.2
-local NAME = "usage-gate:worker:" -- of nginx's number: the process that has it, in memory that outlives a reload
+-- Read by nginx's master at each start and reload, and so the same in the workers that it then starts, in no others.
+local GENERATION = "usage-gate:workers of " .. ngx.now() .. ":"
 
 
--- Whether a worker beside us is still there, and no next worker 0.
+-- Whether a worker that began with this one is still there.
 local function others_work(workers, kill)
-  if workers:get(NAME .. 0) ~= ngx.worker.pid() then
-    return false
-  end
   for id = 1, ngx.worker.count() - 1 do
-    local pid = workers:get(NAME .. id)
+    local pid = workers:get(GENERATION .. id)
     if pid and kill(pid, 0) then
       return true
     end
@@ -31,7 +29,6 @@ return function()
   if not id then -- the privileged agent has no number, and no requests
     return
   end
-  assert(workers:set(NAME .. id, ngx.worker.pid()))
 
   -- A timer that is early says that the worker is to end; nginx lets it, when nothing of ours is pending.
   local function stay(ending)
@@ -41,9 +38,14 @@ return function()
     while others_work(workers, kill) do
       ngx.sleep(LOOK_EVERY_S)
     end
+    for other = 1, ngx.worker.count() - 1 do
+      workers:delete(GENERATION .. other)
+    end
   end
 
   if id == 0 then
     assert(timer_at(A_DAY_S, stay))
+  else
+    assert(workers:set(GENERATION .. id, ngx.worker.pid()))
   end
 end
