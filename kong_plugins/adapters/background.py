@@ -37,7 +37,8 @@ class GreenletQueue:
         if not full:
             self._tasks.append(task)
         # Also when it is full: a worker may have ended of a lack of memory before it began.
-        if sum(not worker.dead for worker in self._running) < self._workers:
+        self._running.difference_update([worker for worker in self._running if worker.dead])
+        if len(self._running) < self._workers:
             worker = gevent.spawn(self._work)
             self._running.add(worker)
             worker.rawlink(self._running.discard)

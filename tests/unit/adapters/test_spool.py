@@ -351,3 +351,12 @@ def test_a_small_disk_filled_and_freed(tmp_path: Path) -> None:
         spool.remove(spool.oldest(2))
         assert spool.sums.rows == 0
         spool.close()
+
+
+def test_a_writer_that_ended_before_it_began_is_replaced(spool: DurableSpool) -> None:
+    """As it does of a lack of memory: whoever appended waited for it for ever."""
+    ended = gevent.Greenlet()
+    ended.kill()
+    spool._writer = ended
+    spool.append(recording(1))
+    assert ids(spool) == ["e1"]

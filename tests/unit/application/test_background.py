@@ -68,3 +68,15 @@ def test_a_task_given_right_after_the_last_one_ended_is_run() -> None:
     queue.submit(first)
     gevent.sleep(0.05)
     assert done == ["first", "second"]
+
+
+def test_a_worker_that_ended_before_it_began_is_replaced() -> None:
+    """As it does of a lack of memory: also where the queue is full."""
+    queue, ran = GreenletQueue("test", capacity=1), []
+    assert queue.submit(lambda: ran.append("first"))
+    for worker in queue._running:
+        worker.unlink_all()
+        worker.kill()
+    assert not queue.submit(lambda: ran.append("refused"))
+    assert queue.join(5)
+    assert ran == ["first"]

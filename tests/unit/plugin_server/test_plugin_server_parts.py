@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -161,6 +162,17 @@ def test_a_socket_is_published_whole_and_withdrawn_by_its_owner_only(tmp_path: P
     assert second.is_ours()
     second.withdraw()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_socket_whose_directory_is_gone_can_be_withdrawn(tmp_path: Path) -> None:
+    """Else the server's end broke off there, before its instances were closed."""
+    directory = tmp_path / "prefix"
+    directory.mkdir()
+    file = SocketFile(directory / "x.sock", 0o600, 1)
+    file.publish()
+    shutil.rmtree(directory)
+    file.withdraw()
+    assert file.socket.fileno() == -1
 
 
 def test_a_parent_that_is_not_kong_is_not_watched() -> None:
