@@ -23,7 +23,7 @@ class LeaseRequest:
     what it may give away before the answer comes. It gets that, or ``percent`` of what is left of the budget with its
     own lease, whichever is more, as far as there is room; of a line that is not hard it gets nothing, but its state.
     ``lease_id`` is the node's, and its own; ``ttl_us``: when the ledger takes the lease back by itself. ``turn`` counts
-    what was asked of this lease: an earlier question that arrives after a later one changes nothing.
+    what was asked of this lease: a question that arrives again, or after a later one, changes nothing.
 
     Raises:
         ValueError: a percentage or time that makes no sense.
@@ -34,7 +34,7 @@ class LeaseRequest:
     lines: tuple[Line, ...]
     percent: int
     ttl_us: int
-    turn: int = 0
+    turn: int
 
     def __post_init__(self) -> None:
         if not 0 <= self.percent <= PERCENT_MAX:

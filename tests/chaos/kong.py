@@ -46,7 +46,7 @@ class KongWorker:
         return 0
 
     def send(self, number: signal.Signals) -> None:
-        # SIGTERM is nginx's fast end, which cuts streams without their log phase; `kong quit` and a reload send SIGQUIT.
+        # SIGTERM is nginx's fast end, which cuts streams without their log phase; `kong quit` sends SIGQUIT.
         _send(self.pid(), signal.SIGQUIT if number is signal.SIGTERM else number, self.name)
 
     def restore(self) -> None:

@@ -81,10 +81,18 @@ class Histories(SideBySide):
         self.held.append((tenant, hold_id))
         return tenant, hold_id, tuple(lines), tuple(slots)
 
-    @rule(tenant=tenants, node=nodes, lines=lines, percent=st.sampled_from([0, 7, 10, 50]), ttl_us=ttls)
-    def lease(self, tenant: str, node: str, lines: list[Line], percent: int, ttl_us: int) -> None:
-        turn = self.steps // 2  # now and then one is asked twice
-        self.same("lease", LeaseRequest(tenant, node, tuple(lines), percent, ttl_us, turn))
+    @rule(
+        tenant=tenants,
+        node=nodes,
+        lines=lines,
+        percent=st.sampled_from([0, 7, 10, 50]),
+        ttl_us=ttls,
+        times=st.sampled_from([1, 1, 2]),
+    )
+    def lease(self, tenant: str, node: str, lines: list[Line], percent: int, ttl_us: int, times: int) -> None:  # noqa: PLR0917
+        asked = LeaseRequest(tenant, node, tuple(lines), percent, ttl_us, self.steps)
+        for _ in range(times):
+            self.same("lease", asked)
         self.leased.add((tenant, node))
 
     def begin(self) -> None:
@@ -92,7 +100,7 @@ class Histories(SideBySide):
 
     def teardown(self) -> None:
         for tenant, node in sorted(self.leased):
-            self.same("lease", LeaseRequest(tenant, node, (), 0, 1, self.steps))
+            self.same("lease", LeaseRequest(tenant, node, (), 0, 1, self.steps + 1))
         super().teardown()
 
     @rule(

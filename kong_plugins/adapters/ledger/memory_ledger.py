@@ -159,32 +159,35 @@ class MemoryLedger:
             lease = self._leases.find(member, partition)
             if request.turn < lease.turn:
                 raise LedgerUnavailable(f"a later question about lease {request.lease_id} was answered before")
-            again = request.turn == lease.turn  # its node may have been answered already, by the first of the two
-            had, lease.amounts = lease.amounts, {}
-            lease.turn, lease.ends_us = request.turn, now_us + request.ttl_us
+            # The same once more changes nothing: by now its node may have given away what another look would take back.
+            again = request.turn == lease.turn
+            had = dict(lease.amounts)
+            if not again:
+                lease.amounts, lease.turn, lease.ends_us = {}, request.turn, now_us + request.ttl_us
             leased = []
             for line in request.lines:
                 path, kept = self._counters.at(request.tenant, line, now_us)
                 counter, mine, hard = kept.counter, had.pop(path, 0), line.mode is Mode.HARD
-                free = max(0, line.limit - counter.committed - counter.held)
-                wanted = (free + mine) * request.percent // 100 if hard else 0
-                amount = max(line.amount, wanted) if hard else 0
-                if amount > mine:
-                    amount = min(amount, mine + free)
-                elif again:
-                    amount = mine
-                if amount != mine:
-                    counter.held += amount - mine
-                    kept.limit, kept.mode = line.limit, line.mode
-                    self._counters.keep(path, kept, request.ttl_us, now_us)
-                if amount:
-                    lease.amounts[path] = amount
+                left = max(0, line.limit - counter.committed - counter.held + mine)
+                wanted = left * request.percent // 100 if hard else 0
+                amount = mine
+                if not again:
+                    amount = max(line.amount, wanted) if hard else 0
+                    if amount > mine:
+                        amount = min(amount, max(mine, left))
+                    if amount != mine:
+                        counter.held += amount - mine
+                        kept.limit, kept.mode = line.limit, line.mode
+                        self._counters.keep(path, kept, request.ttl_us, now_us)
+                    if amount:
+                        lease.amounts[path] = amount
                 reset_us = counter.reset_us(now_us, line.limit, 0)
                 state = LineState(line.key, line.limit, counter.committed, counter.held, reset_us)
                 until_us = counter.span.end_us if isinstance(counter, FixedCounter) else None
                 leased.append(LeasedLine(amount, wanted, until_us, state))
-            self._counters.give_back(had)
-            self._leases.keep(member, lease, now_us)
+            if not again:
+                self._counters.give_back(had)
+                self._leases.keep(member, lease, now_us)
             return LeaseOutcome(tuple(leased), now_us)
 
     def register(self, registration: Registration) -> bool:
