@@ -225,16 +225,18 @@ def test_a_settlement_outlives_the_process() -> None:
 def test_a_settlement_that_cannot_be_kept_is_in_the_log(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Neither ledger nor spool: the event stands in the log, where an operator finds it."""
+    """Neither ledger nor spool: what to do is said at once, and when the process ends the event stands in the log."""
     monkeypatch.setenv("TOKEN_QUOTA_SPOOL_DIR", str(tmp_path / "spool"))
     bench = Bench(**ROOMY)
     admitted = bench.access()
     bench.ledger.cut = True
     shutil.rmtree(tmp_path / "spool")
     bench.log(admitted, usage={"prompt": 1, "completion": 2}, evidence="exact")
+    (kept,) = [record.getMessage() for record in caplog.records if "kept in memory" in record.getMessage()]
+    assert "TOKEN_QUOTA_SPOOL_DIR" in kept
+    bench.plugin.close()
     (lost,) = [record.getMessage() for record in caplog.records if "not posted" in record.getMessage()]
     assert '"completion":2' in lost
-    assert "TOKEN_QUOTA_SPOOL_DIR" in lost
 
 
 def test_one_settlement_that_cannot_be_made_stops_no_other() -> None:
