@@ -250,7 +250,8 @@ def _of_opening(path: Path, error: sqlite3.Error | OSError) -> SpoolFileError:
     else:
         about_disk = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in _DISK_CODES  # without its extension
     if about_disk:
-        return SpoolDiskError(f"no spool can be kept in {path.parent} now ({error}): is its disk full?")
+        advice = "is its disk full, or the directory gone? TOKEN_QUOTA_SPOOL_DIR names another"
+        return SpoolDiskError(f"no spool can be kept in {path.parent} now ({error}): {advice}")
     return SpoolFileError(f"{path} is no spool that can be read ({error}): move it away")
 
 
