@@ -74,7 +74,7 @@ class Server:
         self._ending.clear()
         alone = time.monotonic()
         while not self._ending.wait(_STAY_POLL_S):
-            replaced = not self._file.is_ours()
+            replaced = self._file.is_replaced()
             if replaced:
                 self._hand_over()
             if self._connections or self._engine.busy:
@@ -85,7 +85,7 @@ class Server:
     def _drain(self) -> None:
         """Finish events, also over new connections: Kong's next Step may come on one. New requests go to the process
         that took our place; without one they are refused."""
-        replaced = not self._file.is_ours()
+        replaced = self._file.is_replaced()
         self._engine.draining = not replaced
         log.info("ending: %d events under way", self._engine.busy)
         end = time.monotonic() + self._drain_s

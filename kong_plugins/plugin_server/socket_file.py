@@ -70,8 +70,9 @@ class SocketFile:
         """
         return SocketFile(self.path, self._mode, self._backlog)
 
-    def is_ours(self) -> bool:
-        return _identity(self.path) == self._identity
+    def is_replaced(self) -> bool:
+        """A successor's is at its path."""
+        return _identity(self.path) not in (None, self._identity)
 
     def withdraw(self) -> None:
         """Stop listening and remove the file, unless it is a successor's by now, or its directory is gone."""

@@ -7,6 +7,7 @@ import select
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,6 +108,28 @@ def test_an_event_goes_on_with_the_server_that_began_it(start_server: Start) -> 
     assert second.stop() == 0
     unknown = after.call("plugin.Step", {"EventId": 7})
     assert unknown["Data"]["Method"] == "kong.response.exit"
+
+
+def test_gives_up_no_connection_for_a_socket_that_is_only_gone(tmp_path: Path) -> None:
+    """A clean-up removed it in a reload: nobody is there to take the connections over."""
+    server = Launched("nginx", [*OURS, "-p", str(tmp_path)])
+    try:
+        server.wait_line("serving")
+        worker = Worker(tmp_path / "probe.sock")
+        instance = worker.start(script=pack_script(access=[GET]))
+        server.launcher.stdin.close()
+        server.launcher.wait(5)
+        server.wait_line("Kong's worker has ended")
+        idle, worker = worker, Worker(tmp_path / "probe.sock")
+        worker.run(instance)
+        (tmp_path / "probe.sock").unlink()
+        worker.run(instance, "access", lambda *_: time.sleep(0.3))  # it looks twenty times a second
+        assert idle.has_nothing_to_read()
+        for each in (idle, worker):
+            each.run(instance)
+            each.close()
+    finally:
+        server.stop()
 
 
 def test_is_ended_by_whoever_ends_the_process_that_kong_started(tmp_path: Path) -> None:

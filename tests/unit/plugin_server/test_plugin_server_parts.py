@@ -157,9 +157,9 @@ def test_a_socket_is_published_whole_and_withdrawn_by_its_owner_only(tmp_path: P
     second = SocketFile(path, 0o600, 1)
     assert not second.is_free()
     second.publish()
-    assert not first.is_ours()
+    assert first.is_replaced()
     first.withdraw()
-    assert second.is_ours()
+    assert not second.is_replaced()
     second.withdraw()
     assert list(tmp_path.iterdir()) == []
 
