@@ -59,7 +59,7 @@ class Parent:
     def __init__(self, watch: str) -> None:
         self._starter = Process.of(os.getppid())
         self.is_kong = watch != "never" and self._starter.is_nginx
-        self._watched = watch == "always" or self.is_kong
+        self.watched = watch == "always" or self.is_kong
         # Without a master the one process is both.
         master = self._starter.parent
         self._master = master if master.is_nginx else self._starter
@@ -80,7 +80,7 @@ class Parent:
         return None
 
     def is_gone(self) -> bool:
-        return self._watched and self._starter.is_gone
+        return self.watched and self._starter.is_gone
 
     @property
     def kong_is_gone(self) -> bool:

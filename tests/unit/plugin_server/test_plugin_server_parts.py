@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from kong_plugins.plugin_server import frames, logs
+from kong_plugins.plugin_server.ancestry import Parent
 from kong_plugins.plugin_server.instances import Instances, instance_id_of
 from kong_plugins.plugin_server.pdk import Pdk, PDKException
 from kong_plugins.plugin_server.plugins import LoadedPlugin, PluginError
 from kong_plugins.plugin_server.redaction import message_of, redact, secrets_of
-from kong_plugins.plugin_server.server import Parent
 from kong_plugins.plugin_server.socket_file import SocketFile
 
 
