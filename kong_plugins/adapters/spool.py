@@ -28,9 +28,8 @@ from kong_plugins.adapters.spool_file import (
     SpoolFileError,
     SpoolRow,
     SpoolSums,
-    decode,
-    encode,
 )
+from kong_plugins.adapters.spool_postings import decode, encode
 from kong_plugins.application.ports import Posting, Spooled, SpoolUnavailable
 from kong_plugins.application.posting import name_of
 from kong_plugins.domain.attempts import AnswerKept

@@ -7,23 +7,19 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import msgpack
-
-from kong_plugins.adapters.registration_codec import decode_registration, encode_registration
-from kong_plugins.application.ports import Posting, Recording
-from kong_plugins.domain.attempts import AnswerKept
-from kong_plugins.domain.holds import Outcome, Settlement
-from kong_plugins.domain.usage import Evidence, Usage
+_log = logging.getLogger(__name__)
 
 FORMAT = 1
 READ_BYTES = 4 * 2**20  # of one reading: kept answers may be large
+LOG_PAGES = 128  # half a megabyte: SQLite's own bound, eight times that, alone fills a small volume
 
 # due_ms: 0 waits in line, above it is deferred until then, NULL is set aside.
 _SCHEMA = """
@@ -110,21 +106,16 @@ class SpoolFile:
             SpoolDiskError: no file can be used there now.
         """
         self.path = path
+        self._ledger = ledger
+        self._database: sqlite3.Connection | None = None  # None: there is nothing in it, not even a file
+        self._gone: set[int] = set()  # removed, which could not be written yet
         try:
             self._lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise _of_opening(path, error) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # SQLite gives its other files the permissions of this one.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._database = _connect(path)
-            try:
-                self._prepare(ledger)
-                self.sums = sums_of(self._database)
-            except BaseException:
-                self._database.close()
-                raise
+            self._open()
         except BlockingIOError:
             os.close(self._lock)
             raise
@@ -135,18 +126,32 @@ class SpoolFile:
             os.close(self._lock)
             raise
 
-    def _prepare(self, ledger: str) -> None:
-        run = self._database.execute
+    def _open(self) -> sqlite3.Connection:
+        # SQLite gives its other files the permissions of this one.
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        database = _connect(self.path)
+        try:
+            self._prepare(database)
+            self.sums = sums_of(database)
+        except BaseException:
+            database.close()
+            raise
+        self._database = database
+        return database
+
+    def _prepare(self, database: sqlite3.Connection) -> None:
+        run = database.execute
         version = run("PRAGMA user_version").fetchone()[0]
         if version == 0:
             run("PRAGMA auto_vacuum = INCREMENTAL")
         run("PRAGMA journal_mode = WAL")
         run("PRAGMA synchronous = FULL")
+        run(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
         if version == 0:
             run("BEGIN IMMEDIATE")
             for statement in _SCHEMA.split(";"):
                 run(statement)
-            run("INSERT INTO about VALUES (?)", (ledger,))
+            run("INSERT INTO about VALUES (?)", (self._ledger,))
             run(f"PRAGMA user_version = {FORMAT}")
             run("COMMIT")
         elif version != FORMAT:
@@ -169,13 +174,21 @@ class SpoolFile:
         return self._read(_ASIDE, (count,))
 
     def remove(self, seqs: Sequence[int]) -> None:
-        """They may be gone already."""
+        """They may be gone already. Where that cannot be written, on a full disk, they are gone for this process all
+        the same, and from the file with the next write that succeeds: else what waits behind them would not go on."""
         sums = self.sums
-        for seq in seqs:
+        for seq in set(seqs) - self._gone:
             for due_ms, size in self._select(_KIND_AND_SIZE, (seq,)):
                 sums = sums.plus(due_ms, -1, -size)
-        self._write(lambda run: run.executemany("DELETE FROM postings WHERE seq = ?", [(seq,) for seq in seqs]))
+        self._gone.update(seqs)
         self.sums = sums
+        try:
+            self._write(lambda _: None)
+        except SpoolFileError as error:
+            if self.sums.rows:
+                _log.error("%d postings are in the ledger and still in the spool: %s", len(self._gone), error)
+            else:
+                self._begin_anew()
 
     def defer(self, seq: int, reason: str, due_ms: int | None) -> None:
         """One failure more. ``due_ms`` None: set aside."""
@@ -193,11 +206,23 @@ class SpoolFile:
 
     def oldest_ms(self) -> int | None:
         """When the first in line came, epoch milliseconds."""
-        found = self._select("SELECT at_ms FROM postings WHERE due_ms = 0 ORDER BY seq LIMIT 1", ())
-        return found[0][0] if found else None
+        found = self.oldest(1)
+        return found[0].at_ms if found else None
+
+    def _begin_anew(self) -> None:
+        """Nothing in it is needed any more, and it may be what fills the disk."""
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+        for suffix in ("", "-wal", "-shm"):
+            self.path.with_name(f"{self.path.name}{suffix}").unlink(missing_ok=True)
+        self._gone.clear()
+        self.sums = SpoolSums()
 
     def shrink(self) -> None:
         """Give an emptied file's space back."""
+        if self._database is None:
+            return
         try:
             self._database.execute("PRAGMA incremental_vacuum").fetchall()
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -207,41 +232,62 @@ class SpoolFile:
     def close(self) -> None:
         """What is in it stays, for whoever opens it next."""
         try:
-            self._database.close()
+            if self._database is not None:
+                self._database.close()
         finally:
             os.close(self._lock)
 
     def _read(self, query: str, values: Sequence[int]) -> tuple[SpoolRow, ...]:
-        rows, size = [], 0
+        rows: list[SpoolRow] = []
+        size = 0
+        if self._database is None:
+            return ()
+        *others, count = values
         try:
-            for found in self._database.execute(query, values):
-                rows.append(SpoolRow(*found))
-                size += len(rows[-1].posting)
-                if size >= READ_BYTES:
+            for found in self._database.execute(query, (*others, count + len(self._gone))):
+                row = SpoolRow(*found)
+                if row.seq in self._gone:
+                    continue
+                rows.append(row)
+                size += len(row.posting)
+                if size >= READ_BYTES or len(rows) == count:
                     break
         except sqlite3.Error as error:
             raise SpoolFileError(f"{self.path} cannot be read: {error}") from error
         return tuple(rows)
 
     def _select(self, query: str, values: Sequence[int]) -> list[tuple[Any, ...]]:
+        if self._database is None:
+            return []
         try:
             return self._database.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise SpoolFileError(f"{self.path} cannot be read: {error}") from error
 
     def _write(self, change: Any) -> None:
-        database = self._database
         try:
-            database.execute("BEGIN IMMEDIATE")
+            database = self._database or self._open()
             try:
-                change(database)
-                database.execute("COMMIT")
-            except BaseException:
-                if database.in_transaction:
-                    database.execute("ROLLBACK")
-                raise
-        except sqlite3.Error as error:
+                self._commit(database, change)
+            except sqlite3.OperationalError:
+                # Its log may be what fills the disk: what it holds goes into the file, and its room is free again.
+                database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                self._commit(database, change)
+        except (sqlite3.Error, OSError) as error:
             raise SpoolFileError(f"{self.path} cannot be written ({error}): is its disk full?") from error
+
+    def _commit(self, database: sqlite3.Connection, change: Any) -> None:
+        gone = [(seq,) for seq in self._gone]
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            database.executemany("DELETE FROM postings WHERE seq = ?", gone)
+            change(database)
+            database.execute("COMMIT")
+        except BaseException:
+            if database.in_transaction:
+                database.execute("ROLLBACK")
+            raise
+        self._gone.clear()
 
 
 def _of_opening(path: Path, error: sqlite3.Error | OSError) -> SpoolFileError:
@@ -266,55 +312,3 @@ def sums_of(database: sqlite3.Connection) -> SpoolSums:
         " count(*) FILTER (WHERE due_ms IS NULL), coalesce(sum(length(posting)), 0) FROM postings"
     ).fetchone()
     return SpoolSums(*found)
-
-
-def encode(posting: Posting) -> bytes:
-    """With a version in front; text that was no UTF-8 keeps its bytes."""
-    table: dict[str, Any] = {"v": FORMAT, "tenant": posting.tenant, "event": posting.event}
-    if isinstance(posting, Recording):
-        table["id"] = posting.event_id
-    else:
-        usage = posting.usage
-        table |= {
-            "hold": posting.hold_id,
-            "usage": [usage.prompt, usage.completion, usage.cached, usage.reasoning],
-            "evidence": posting.evidence.value,
-            "outcome": posting.outcome.value,
-            "reversal": posting.reversal,
-            "answer": posting.answer,
-            "kept": posting.kept.value,
-        }
-        if posting.registration is not None:
-            table["registration"] = encode_registration(posting.registration)
-    packed: bytes = msgpack.packb(table, unicode_errors="surrogateescape")
-    return packed
-
-
-def decode(data: bytes) -> Posting:
-    """
-    Raises:
-        ValueError: it is no posting that this version knows.
-    """
-    try:
-        table: Mapping[str, Any] = msgpack.unpackb(data, unicode_errors="surrogateescape")
-        if table["v"] != FORMAT:
-            raise ValueError(f"a posting of version {table['v']}, not {FORMAT}")
-        if "hold" not in table:
-            return Recording(table["tenant"], table["id"], table["event"])
-        registration = decode_registration(table["registration"]) if "registration" in table else None
-        if registration is not None:
-            registration = replace(registration, request=replace(registration.request, event=table["event"]))
-        return Settlement(
-            table["tenant"],
-            table["hold"],
-            Usage(*table["usage"]),
-            Evidence(table["evidence"]),
-            table["event"],
-            outcome=Outcome(table["outcome"]),
-            reversal=table["reversal"],
-            answer=table["answer"],
-            kept=AnswerKept(table["kept"]),
-            registration=registration,
-        )
-    except (msgpack.UnpackException, KeyError, TypeError) as error:  # some are ValueErrors without a word
-        raise ValueError(f"no posting can be read from it ({type(error).__name__}: {error})") from error

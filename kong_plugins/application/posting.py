@@ -194,8 +194,6 @@ class Poster:
             try:
                 self._spool.append(self._kept[0])
             except SpoolUnavailable:
-                if self._spool.waiting:
-                    break
                 try:
                     self._post(self._kept[0])
                 except LedgerUnavailable:

@@ -44,6 +44,8 @@ from tests.chaos.hosts import why_no_hosts
 from tests.chaos.runs import Outcome, planned, run
 from tests.chaos.world import WorldOptions
 
+SHOWN = 20  # problems
+
 
 def main() -> int:
     given = _arguments()
@@ -108,8 +110,10 @@ def _tell(outcome: Outcome) -> None:
         f"unmetered   {found.unmetered}, doubled {found.doubled}, overshoot {found.overshoot} ({found.looks:,} looks)\n"
     )
     print(table(found.fates))
-    for problem in found.problems:
+    for problem in found.problems[:SHOWN]:
         print(f"WRONG       {problem}")
+    if len(found.problems) > SHOWN:
+        print(f"WRONG       and {len(found.problems) - SHOWN:,} more")
 
 
 def _left_out(kinds: list[Kind]) -> dict[Kind, str]:

@@ -14,7 +14,7 @@ from enum import StrEnum
 from tests.chaos import limits
 from tests.chaos.hosts import Network
 from tests.chaos.ledgers import SentinelLedger
-from tests.chaos.parts import wait_until_gone
+from tests.chaos.parts import wait_for
 from tests.chaos.world import World
 
 
@@ -132,7 +132,8 @@ def _restarted(world: World, fault: Fault, _network: Network | None) -> Iterator
     """As an operator, systemd or a deployment does it."""
     pid = world.parts[fault.target].pid()
     world.parts[fault.target].send(signal.SIGTERM)
-    wait_until_gone(pid, fault.target, 45)  # a gateway waits for streams, a plugin server for its events
+    # A gateway waits for streams, a plugin server for its events.
+    wait_for(lambda: world.parts[fault.target].pid() != pid, f"{fault.target} ends", 45)
     yield
 
 

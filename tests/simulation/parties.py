@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kong_plugins.adapters.spool_file import SpoolFile, decode, encode
+from kong_plugins.adapters.spool_file import SpoolFile
+from kong_plugins.adapters.spool_postings import decode, encode
 from kong_plugins.application.admit import Admission, AdmissionPolicy, Ask, Denied, Held
 from kong_plugins.application.ports import LedgerUnavailable, Posting, Spooled, SpoolUnavailable
 from kong_plugins.application.posting import Poster, name_of

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from scripted_kong import Bench, ScriptedKong, budget, tap_table
 
-from kong_plugins.adapters.spool_file import decode, encode
+from kong_plugins.adapters.spool_postings import decode, encode
 from kong_plugins.application.ports import LedgerUnavailable
 from kong_plugins.billing_events import plugin as billing_events
 from kong_plugins.domain.holds import HoldRequest, Registration, Settlement
