@@ -277,6 +277,7 @@ ngx = emulated("ngx", {
     __index = function(_, key) return current.var[key] end,
     __newindex = function(_, key, value) current.var[key] = value end,
   }),
+  shared = {}, -- with other workers, and there are none
   req = emulated("ngx.req", { start_time = function() return current.started end }),
   now = function() return bridge.now() end,
   time = function() return math.floor(bridge.now()) end,
