@@ -103,12 +103,21 @@ class World:
 
     def left_early(self, tenant: str, **headers: str) -> Client:
         """The engine stalls, its client leaves: what it saw is all that was generated."""
-        faults = {"hang_after_tokens": STALLS_AFTER, "requests": 1}
-        self.http.post(f"{self.stack.engine_root}/sim/faults", json=faults).raise_for_status()
+        self.faults(hang_after_tokens=STALLS_AFTER, requests=1)
         with self.stream(tenant, **headers) as client:
             client.read(STALLS_AFTER)
         self.settled(client.id)
         return client
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Answers last, token by token, until the end of the block."""
+        self.faults(token_delay_ms=1000.0)
+        yield
+        self.faults(token_delay_ms=None)
+
+    def faults(self, **faults: Any) -> None:
+        self.http.post(f"{self.stack.engine_root}/sim/faults", json=faults).raise_for_status()
 
     def settled(self, request_id: str) -> None:
         wait_for(lambda: request_id not in self.held(), f"{request_id} is settled")
@@ -269,9 +278,11 @@ def test_every_end_of_a_request_is_one_line_of_the_invoice_or_none_and_is_explai
     anonymous = world.http.post(world.url, json=BODY)
     assert anonymous.status_code == 401
 
-    with world.stream("acme") as spooled:
-        spooled.read(1)
-        world.valkey.stop()
+    with ExitStack() as open_until:
+        with world.under_way():
+            spooled = open_until.enter_context(world.stream("acme"))
+            spooled.read(1)
+            world.valkey.stop()
         spooled.read()
     show = ("spool", "show", "--dir", str(world.directory / "spool"), "--json")
     wait_for(lambda: any(each["waiting"] for each in world.command(*show)[1]), "it waits in the spool")
@@ -288,11 +299,13 @@ def test_every_end_of_a_request_is_one_line_of_the_invoice_or_none_and_is_explai
         )
         assert status == 0, said
 
-    with world.stream("acme") as logged, world.stream("acme") as lost:
-        logged.read(1)
-        lost.read(1)
-        world.kill("token-quota")
-        world.kill("billing-events")
+    with ExitStack() as open_until:
+        with world.under_way():
+            logged, lost = (open_until.enter_context(world.stream("acme")) for _ in range(2))
+            logged.read(1)
+            lost.read(1)
+            world.kill("token-quota")
+            world.kill("billing-events")
         logged.read()
         lost.read()
     assert {logged.id, lost.id} <= world.held()
