@@ -169,6 +169,9 @@ class Proxy:
                 self._cut(cut)
 
     def end(self) -> None:
+        self._connection = (
+            None  # in the pool by now, or another request's: a client that leaves is none of its business
+        )
         if not self._done.done():
             self._guarded(self._response.end)
         self._finish("answered")
