@@ -21,9 +21,10 @@ class Tolerance:
     share: float
     absolute: float
     level: float = 0.5
+    beyond: float = 0.0  # allowed beside that, for a reason that is no leak
 
     def allowed(self, first: float) -> float:
-        return max(self.share * abs(first), self.absolute)
+        return max(self.share * abs(first), self.absolute) + self.beyond
 
 
 @dataclass(frozen=True, slots=True)

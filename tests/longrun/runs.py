@@ -73,6 +73,7 @@ async def run_for(
                 outcome.problems += await asyncio.to_thread(books.overshoot, stage)
             minute.families = await asyncio.to_thread(sampler.families)
             minute.series = await asyncio.to_thread(sampler.series)
+            minute.at_once = traffic.at_once
             minute.counts, minute.latencies = traffic.take()
             outcome.counts += minute.counts
             figures = row(minute, before, max(1, sum(outcome.counts.values())))

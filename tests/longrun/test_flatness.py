@@ -60,6 +60,14 @@ def test_every_measure_can_be_found_grown(name: str) -> None:
     assert grown == [name]
 
 
+@pytest.mark.parametrize(("at_once", "flat"), [(20.0, False), (120.0, True)])
+def test_memory_may_grow_with_what_was_under_way_at_once(at_once: float, flat: bool) -> None:
+    """A burst's memory stays with the allocator; without a burst it is a leak."""
+    grown = {"gateway pss_mb": 108.0, "at_once": at_once}
+    rows = [_minute(**({"at_once": 20.0} if minute < 20 else grown)) for minute in range(30)]
+    assert all(verdict.flat for verdict in verdicts(rows, 0)) == flat
+
+
 def test_latency_may_grow_as_the_bare_round_trip_does() -> None:
     """A neighbour that takes the machine makes both slower; a plugin that gets slower makes one."""
     name = "added_first_ms p50"

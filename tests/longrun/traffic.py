@@ -81,6 +81,7 @@ class Traffic:
         taken = (self.counts, self.latencies) if hasattr(self, "counts") else (Counter(), Latencies())
         self.counts: Counter[str] = Counter()
         self.latencies = Latencies()
+        self.at_once = len(self._under_way)
         return taken
 
     async def run(self, until: float) -> None:
@@ -96,6 +97,7 @@ class Traffic:
                 await asyncio.sleep(pause)
             task = asyncio.create_task(self._one(self._choose.choices(kinds, weights)[0]))
             self._under_way.add(task)
+            self.at_once = max(self.at_once, len(self._under_way))
             task.add_done_callback(self._under_way.discard)
         await asyncio.gather(*self._under_way)
         self._gateway.close()
