@@ -3,8 +3,9 @@ counters, the ledger's counters."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kong_plugins.adapters.event_records import AdjustmentEvent, RequestEvent, ReversalEvent, read_entry
@@ -17,7 +18,8 @@ from kong_plugins.domain.double_entry import Adjustment, Charged, adjustment_ent
 from kong_plugins.domain.holds import Outcome
 from kong_plugins.domain.rating import MeteredEvent, PriceList, rate_event
 from kong_plugins.domain.usage import Usage
-from tests.simulation.invariants import Seen, check
+from tests.simulation.account import Seen, check
+from tests.simulation.leased import Admitted
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -38,8 +40,9 @@ def audit(world: World) -> None:
     events = [read_entry(each)[0] for each in rows]
     _books(world, rows)
     check(not watch.durable.open, "held at rest", watch.durable.open)
+    check(not watch.durable.leases, "leased at rest", watch.durable.leases)
     held = [each for each in watch.durable.counters.items() if each[1][1]]
-    check(not held and not any(watch.durable.moving_held.values()), "held by nobody", held, watch.durable.moving_held)
+    check(not held, "held by nobody", held)
     _requests(world, events)
     _attempts(world, events)
     _double_entry(events, world.prices)
@@ -70,10 +73,22 @@ def _requests(world: World, events: Sequence[Any]) -> None:
         return
     lost = [each for each in world.watch.promised if each not in {**world.watch.heard, **world.lost_postings}]
     check(not lost, "a settlement that was taken was never posted", lost[:5])
-    known = {each.id for each in events}
+    known = {each.id: each for each in events}
     for hold_id, seen in world.watch.durable.holds.items():
         check(seen.state in {"settled", "expired"}, "a request without an end", hold_id, seen)
         check(hold_id in known, "a request without an event in the books", hold_id, seen)
+        told = known[hold_id].data.prompt + known[hold_id].data.completion
+        check(seen.state == "expired" or told == seen.tokens, "charged other than its event says", hold_id, seen, told)
+    for hold_id, first in _untold(world, known).items():
+        gone = first.late or not first.process.alive
+        check(gone and hold_id not in world.watch.promised, "admitted without the ledger, and forgotten", first)
+        world.watch.counts.untold += 1
+
+
+def _untold(world: World, known: Container[str]) -> dict[str, Admitted]:
+    """Requests of which nothing is heard any more: who had admitted them ended, or came too late, before it told the
+    ledger, and nobody was there for their settlement."""
+    return {hold_id: first for hold_id, first in world.watch.leased.unasked.items() if hold_id not in known}
 
 
 def _attempts(world: World, events: Sequence[Any]) -> None:
@@ -90,7 +105,8 @@ def _attempts(world: World, events: Sequence[Any]) -> None:
     for same in world.logical.values():
         hold_ids = [hold_id for one in same for hold_id in one.hold_ids]
         seen = [watch.durable.holds[each] for each in hold_ids if each in watch.durable.holds]
-        if watch.failovers or _forgotten(seen, watch.durable.latest_us if watch.clock_went_back else 0):
+        untold = (same[0].tenant, same[0].asked) in watch.leased.apart
+        if watch.failovers or untold or _forgotten(seen, watch.durable.latest_us if watch.clock_went_back else 0):
             watch.counts.apart += 1
             continue
         charges = [tokens[each] - taken_back[each] for each in hold_ids]
@@ -154,6 +170,7 @@ def _double_entry(events: Sequence[Any], prices: PriceList) -> None:
 def _engine(world: World, events: Sequence[Any]) -> None:
     """No token is unexplained."""
     booked = [each for event in events if (each := _booked(event)) is not None and each.model == "r1"]
+    booked += [_run_of(first) for first in _untold(world, {event.id for event in events}).values()]
     lives = lives_of(world.scrapes)
     end_us = world.kernel.now_us + SECOND
     report = EngineCheck("r1", lives, EventsInMemory(booked), PACE, SLACK_US).report(world.began_us - SECOND, end_us)
@@ -186,6 +203,15 @@ def _booked(event: Any) -> BookedEvent | None:
         data.completion_bound or 0,
         data.tenant,
     )
+
+
+def _run_of(first: Admitted) -> BookedEvent:
+    """What an expired hold's event would say of it."""
+    record = json.loads(first.request.event)["data"]
+    started_us, heard_us = record["started_ms"] * 1000, first.true_us + UNHEARD_US
+    bounds = (record["choices"] if "choices" in record else 1, record["prompt_bound"], record["completion_bound"])
+    about = ("request", record["model"], started_us, heard_us, 0, 0, record["evidence"], record["outcome"], 0)
+    return BookedEvent(first.request.hold_id, *about, *bounds, record["tenant"])
 
 
 class _Posted:

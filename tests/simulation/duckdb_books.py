@@ -12,8 +12,8 @@ from kong_plugins.adapters.sinks.duckdb_sink import DuckDBSink
 from kong_plugins.application.ports import OutboxEntry
 from kong_plugins.application.report import Scope, ledger_entries, make_report
 from kong_plugins.domain.periods import Period
+from tests.simulation.account import check
 from tests.simulation.collecting import Books
-from tests.simulation.invariants import check
 
 COLUMNS = "id, kind, tenant, model, prompt, completion, cached, reasoning, evidence, outcome, posted, amount"
 _PLACES = (0, 1, 4, 5, 12, 13, 14, 15, 16, 17, 32, 34)

@@ -12,6 +12,9 @@ RATES = {
     "reply lost": 0.010,
     "delivered late": 0.004,
     "delivered twice": 0.006,
+    "lease slow": 0.1,
+    "lease delivered late": 0.02,
+    "lease delivered twice": 0.04,
     "killed before the call": 0.0008,
     "killed after the effect": 0.0012,
     "slow": 0.01,
@@ -35,6 +38,10 @@ RATES = {
 # By how often they come about, of all that nature and operators do. Some need a ledger that can do it.
 EVENTS = {
     "partition": 8,
+    "node cut off": 1,
+    "token-quota stopped": 4,
+    "tenant silent": 6,
+    "tenant in a rush": 6,
     "ledger restarts": 4,
     "ledger fails over": 1,
     "token-quota killed": 6,

@@ -4,7 +4,7 @@ that a seed alone decides what happens; a process is killed by ending its tasks 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from heapq import heappop, heappush
 from random import Random
@@ -48,12 +48,14 @@ class Task:
 
 
 class Process:
-    """What is kept in memory ends with it; whatever is durable is somebody else's."""
+    """What is kept in memory ends with it; whatever is durable is somebody else's. Until ``stopped_until_us`` nothing of
+    it runs, as after SIGSTOP; clocks go on."""
 
     def __init__(self, kernel: Kernel, name: str) -> None:
         self.kernel = kernel
         self.name = name
         self.alive = True
+        self.stopped_until_us = 0
         self.tasks: dict[Task, None] = {}
 
     def spawn(self, run: Callable[[], Any], delay_us: int = 0) -> Task:
@@ -142,6 +144,16 @@ class Kernel:
             raise error
         return result
 
+    def together(self, process: Process, runs: Sequence[Callable[[], Any]]) -> None:
+        """Have a process do several things at a time, and wait for all."""
+        me = self._running()
+        tasks = [process.spawn(run) for run in runs]
+        for task in tasks:
+            task.waiters.append(me)
+        me.token += 1
+        while not all(task.done for task in tasks):
+            self._switch()
+
     def kill(self, process: Process) -> None:
         """With its next breath: the hub ends its tasks after this step."""
         if process.alive:
@@ -155,6 +167,9 @@ class Kernel:
             if task.done or task.token != token:
                 continue
             self.now_us = max(self.now_us, at_us)
+            if task.process.stopped_until_us > self.now_us:
+                self.schedule(task, task.process.stopped_until_us - self.now_us)
+                continue
             self.steps += 1
             self._resume(task)
             while self._condemned:

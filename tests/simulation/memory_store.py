@@ -79,6 +79,10 @@ class MemoryStore:
     def ledger_for(self, clock: Callable[[], int]) -> TrimmedLedger:
         return self.ledger
 
+    def knows(self, tenant: str, hold_id: str) -> bool:
+        """There is a hold of that name, or its end is remembered."""
+        return self.ledger._find(layout.member(tenant, hold_id), self.clock()) is not None
+
     def now_us(self, ledger: object) -> int:
         return self.clock()
 

@@ -84,6 +84,20 @@ class Nature:
             case "partition":
                 server = random.choice([*world.servers(), world.collector])
                 server.wire.cut_until_us = world.kernel.now_us + random.randrange(SECOND // 2, 40 * SECOND)
+            case "node cut off":  # until it is too late for what was admitted first
+                cut_us = world.kernel.now_us + random.randrange(60, 500) * SECOND
+                gateway.quota.wire.cut_until_us = gateway.billing.wire.cut_until_us = cut_us
+            case "token-quota stopped":
+                gateway.quota.process.stopped_until_us = world.kernel.now_us + random.randrange(
+                    SECOND // 2, 20 * SECOND
+                )
+            case "tenant silent":
+                tenant = random.choice(list(world.tenants))
+                world.silent_until_us[tenant] = world.kernel.now_us + random.randrange(SECOND, 20 * SECOND)
+            case "tenant in a rush":
+                if random.random() < 0.5:  # over the end of a minute
+                    world.kernel.sleep(60 * SECOND - world.store_now() % (60 * SECOND) - random.randrange(SECOND))
+                world.clients.rush(random.choice(list(world.tenants)), random.randrange(5, 40))
             case "ledger restarts":
                 world.store_up = False
                 world.store.restart()

@@ -16,14 +16,17 @@ from kong_plugins.application.settle import NO_ANSWER, Answer, Settling, Unknown
 from kong_plugins.domain.attempts import Earlier
 from kong_plugins.domain.errors import CountUnavailable
 from kong_plugins.domain.events import Admitted, Ending
-from kong_plugins.domain.holds import HoldOutcome, HoldRequest, Outcome, Settlement, SettleOutcome
+from kong_plugins.domain.holds import HoldOutcome, HoldRequest, Outcome, Registration, Settlement, SettleOutcome
+from kong_plugins.domain.leases import LeaseOutcome, LeaseRequest
 from tests.simulation.kernel import Killed, Process, SimBackground
+from tests.simulation.without_store import WithoutStore
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
 TIMEOUT_US = 500_000
 FORGOTTEN_US = 30_000_000
+LATE_US = 20_000_000  # a store that stalls may read what nobody waits for any more
 
 
 class Wire:
@@ -43,23 +46,25 @@ class Wire:
             raise LedgerUnavailable("no way to the store")
         if faults.hit("killed before the call"):
             self._die()
-        if faults.hit("slow"):
+        if faults.hit("slow") or (operation in LEASING and faults.hit("lease slow")):
             kernel.sleep(kernel.random.randrange(10_000, TIMEOUT_US))
         if faults.hit("request lost"):
             kernel.sleep(TIMEOUT_US)
             raise LedgerUnavailable("no answer in time")
-        if faults.hit("delivered late"):
+        if faults.hit("delivered late") or (operation in LEASING and faults.hit("lease delivered late")):
             self._later(operation, args)
             kernel.sleep(TIMEOUT_US)
             raise LedgerUnavailable("no answer in time")
-        answer = self._world.apply(operation, args, self._ledger)
-        if faults.hit("delivered twice"):
+        answer = self._world.apply(operation, args, self._ledger, self._process)
+        if faults.hit("delivered twice") or (operation in LEASING and faults.hit("lease delivered twice")):
             self._later(operation, args)
         if faults.hit("killed after the effect"):
             self._die()
         if faults.hit("reply lost"):
             kernel.sleep(TIMEOUT_US)
             raise LedgerUnavailable("no answer in time")
+        if operation in LEASING and faults.hit("lease slow"):
+            kernel.sleep(kernel.random.randrange(10_000, TIMEOUT_US))
         kernel.sleep(kernel.random.randrange(100, 800))
         return answer
 
@@ -70,12 +75,14 @@ class Wire:
             if self._world.kernel.now_us - sent_us > FORGOTTEN_US:
                 return  # asleep or leapt over: no connection lasts so long
             try:
-                self._world.apply(operation, args, self._ledger)
+                self._world.apply(operation, args, self._ledger, self._process)
             except LedgerUnavailable:
                 self._world.kernel.note("late and lost", operation)
 
         if operation in LEDGER:
-            self._world.nature.spawn(deliver, self._world.kernel.random.randrange(2_000_000))
+            longest_us = LATE_US if operation in LEASING else 2_000_000
+            random = self._world.kernel.random
+            self._world.nature.spawn(deliver, random.randrange(random.choice([2_000_000, longest_us])))
 
     def _die(self) -> None:
         if self._process is self._world.nature:
@@ -84,7 +91,20 @@ class Wire:
         raise Killed
 
     def hold(self, request: HoldRequest) -> HoldOutcome:
-        return self.call("hold", request)
+        leased = self._world.watch.leased
+        try:
+            outcome: HoldOutcome = self.call("hold", request)
+        except LedgerUnavailable:
+            leased.answered(request.hold_id, None)
+            raise
+        leased.answered(request.hold_id, outcome.admitted)
+        return outcome
+
+    def lease(self, request: LeaseRequest) -> LeaseOutcome:
+        return self.call("lease", request)
+
+    def register(self, registration: Registration) -> bool:
+        return self.call("register", registration)
 
     def settle(self, settlement: Settlement) -> SettleOutcome:
         return self.call("settle", settlement)
@@ -96,7 +116,8 @@ class Wire:
         return self.call("record", tenant, event_id, event)
 
 
-LEDGER = frozenset({"hold", "settle", "tighten", "record", "grant", "reset", "expire_partition"})
+LEASING = frozenset({"lease", "register"})
+LEDGER = LEASING | frozenset({"hold", "settle", "tighten", "record", "grant", "reset", "expire_partition"})
 
 
 class FileSpool:
@@ -194,6 +215,7 @@ class QuotaServer(PluginServer):
     def __init__(self, world: World, name: str, node: str, path: Path, charge: UnknownUsage) -> None:
         super().__init__(world, name, node, path)
         self.prompts = PromptsUnderWay()
+        self.without = WithoutStore(world, self.process, self.wire, node)
         policy = AdmissionPolicy(world.ttl_us, patience_us=60_000_000, clamp_min=4)
         self.admission = Admission(
             self.wire,
@@ -202,12 +224,17 @@ class QuotaServer(PluginServer):
             policy,
             lambda s: world.kernel.sleep(round(s * 1e6)),
             lowered=self.prompts.lower,
+            outage=self.without.outage,
         )
         self._settling = Settling(
             self.poster, UnknownUsagePolicy(charge, self.prompts, world.count_text), self.background()
         )
         self._world = world
         self._records = self.background()
+
+    @property
+    def idle(self) -> bool:
+        return super().idle and self.without.idle
 
     def access(self, ask: Ask, prompt: int) -> Held | Denied | Earlier:
         """

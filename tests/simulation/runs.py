@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.simulation.account import Counts
 from tests.simulation.collecting import Books
 from tests.simulation.faults import EVENTS, RATES
-from tests.simulation.invariants import Counts
 from tests.simulation.kernel import Violation
 from tests.simulation.memory_store import MemoryStore
 from tests.simulation.world import World

@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import redis
 
-from kong_plugins.adapters.ledger import EmbeddedValkey, RedisLedger
+from kong_plugins.adapters.ledger import EmbeddedValkey, RedisLedger, layout
 from kong_plugins.adapters.ledger.audit import LedgerAudit
 from kong_plugins.adapters.ledger.connections import Script
 from kong_plugins.adapters.ledger.pooled_client import PooledClient
@@ -25,6 +25,7 @@ from kong_plugins.adapters.outbox.outbox import Outbox
 from kong_plugins.adapters.outbox.queue import GroupQueue
 from kong_plugins.application.deliver import Queue
 from kong_plugins.application.ports import OutboxEntry
+from kong_plugins.domain.partitions import hash_tag, partition_of
 from kong_plugins.domain.windows import FixedWindow
 
 if TYPE_CHECKING:
@@ -100,6 +101,10 @@ class ScriptStore:
 
     def ledger_for(self, clock: Callable[[], int]) -> RedisLedger:
         return RedisLedger(self._connections, clock=clock, **self._limits)
+
+    def knows(self, tenant: str, hold_id: str) -> bool:
+        key = f"{hash_tag(partition_of(tenant))}:hold:{layout.member(tenant, hold_id)}"
+        return bool(self.client.exists(key))
 
     def now_us(self, ledger: RedisLedger) -> int:
         return self.clock()

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from kong_plugins.adapters.registration_codec import decode_registration, encode_registration
 from kong_plugins.application.admit import Ask, Denied, Held
 from kong_plugins.application.ports import LedgerUnavailable, Recording
 from kong_plugins.application.reconcile_scrapes import Scrape
 from kong_plugins.application.settle import NO_ANSWER, Answer
 from kong_plugins.domain.attempts import AnswerKept, Attempt, Earlier, Standing
 from kong_plugins.domain.events import Admitted, Ending, billing_event, known_usage
-from kong_plugins.domain.holds import Outcome
+from kong_plugins.domain.holds import Outcome, Registration
 from kong_plugins.domain.planning import plan
 from kong_plugins.domain.usage import NO_USAGE, Evidence, Usage
-from tests.simulation.invariants import check
+from tests.simulation.account import check
 from tests.simulation.kernel import Gone, Process, Task
 from tests.simulation.parties import BillingServer, QuotaServer
 
@@ -116,6 +117,8 @@ class Gateway:
             over=decided.over,
             choices=request.choices,
             retriable=request.logical.kind != "none",
+            by=decided.by,
+            registration=_as_logged(decided.registration),
         )
         ending, whole = self._proxy(request, admitted, decided, started_ms)
         if whole:
@@ -228,6 +231,11 @@ class Gateway:
         return replace(ending, text=text, text_bytes=len(text)), False
 
 
+def _as_logged(registration: Registration | None) -> Registration | None:
+    """As a log phase has it."""
+    return registration and decode_registration(encode_registration(registration))
+
+
 class Clients:
     """So many at a time; each tries again as an SDK does."""
 
@@ -253,8 +261,9 @@ class Clients:
     def _want(self) -> None:
         world, random = self._world, self._world.kernel.random
         self._number += 1
-        tenant = random.choice(list(world.tenants))
-        kind = random.choice(["none", "client", "client", "derived"])
+        heard = [each for each in world.tenants if world.silent_until_us[each] <= world.kernel.now_us]
+        tenant = random.choice(heard or list(world.tenants))
+        kind = random.choice(["none", "none", "client", "client", "derived", "derived"])
         logical = Logical(tenant, kind, f"k{self._number // 2}")  # two tenants share keys
         if kind != "none" and (twins := [each for each in self._recent if each.kind == kind]) and random.random() < 0.1:
             other = random.choice(twins)
@@ -274,6 +283,20 @@ class Clients:
             if request.status in {200, 422}:
                 return
             world.kernel.sleep(random.randrange(1_000, 3_000_000))
+
+    def rush(self, tenant: str, count: int) -> None:
+        """So many more at a time, who want little and once."""
+        for _ in range(count):
+            self.process.spawn(lambda: self._hurry(tenant), self._world.kernel.random.randrange(1_000_000))
+
+    def _hurry(self, tenant: str) -> None:
+        world, random = self._world, self._world.kernel.random
+        if not world.resting:
+            self.busy += 1
+            prompt, max_tokens = random.randint(2, 60), random.randint(2, 10)
+            logical = Logical(tenant, "none", "")
+            self._send(Request(logical, 0, prompt, max_tokens, 1, False, world.kernel.current))
+            self.busy -= 1
 
     def _send(self, request: Request) -> None:
         world, kernel = self._world, self._world.kernel

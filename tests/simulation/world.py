@@ -10,24 +10,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kong_plugins.application import admit
+from kong_plugins.application import admit, leasing
 from kong_plugins.application.ports import LedgerUnavailable, Posting
 from kong_plugins.application.reconcile_ledger import Posting as Posted
 from kong_plugins.application.reconcile_scrapes import Scrape
 from kong_plugins.application.settle import UnknownUsage
 from kong_plugins.domain.budgets import Budget, Mode
-from kong_plugins.domain.holds import Line, Settlement, SettleOutcome, SettleStatus
+from kong_plugins.domain.holds import Line, Registration, Settlement, SettleOutcome, SettleStatus
 from kong_plugins.domain.partitions import partition_of
 from kong_plugins.domain.planning import BudgetRule, Counts, plan, weights_of
 from kong_plugins.domain.pricing import Price
 from kong_plugins.domain.rating import PriceEntry, PriceList, Rate
 from kong_plugins.domain.usage import NO_USAGE
 from kong_plugins.domain.windows import FixedWindow, RollingWindow, TokenBucket, Unit
+from tests.simulation.account import check
 from tests.simulation.audit import audit
 from tests.simulation.collecting import Books, Collector
 from tests.simulation.faults import Faults
-from tests.simulation.invariants import Violation, Watch, check
-from tests.simulation.kernel import Kernel, Process
+from tests.simulation.invariants import Watch
+from tests.simulation.kernel import Kernel, Process, Violation
 from tests.simulation.nature import Nature
 from tests.simulation.parties import LEDGER, BillingServer, PluginServer, QuotaServer
 from tests.simulation.traffic import MODEL, Clients, Engine, Gateway, Logical
@@ -40,6 +41,7 @@ TTL_US = 60 * SECOND
 DEFERRED_MAX_US = 700 * SECOND  # what the ledger took errors at is tried again
 REST_STEPS = 50_000
 EPOCH = 10_000
+IDLE_S = 8.0  # without a request: then a lease is given back
 LIMITS = {"grace_us": GRACE_US, "terminal_us": TERMINAL_US, "answers_bytes": 40_000}
 
 
@@ -63,7 +65,8 @@ def tenants() -> dict[str, Tenant]:
             [
                 BudgetRule(Budget("daily", 60_000, FixedWindow(Unit.DAY, "Europe/Berlin"))),
                 BudgetRule(Budget("hourly", 9_000, FixedWindow(Unit.HOUR, "Asia/Kolkata"))),
-                BudgetRule(Budget("month", 900_000, FixedWindow(Unit.MONTH, "America/New_York", 31), cached)),
+                BudgetRule(Budget("month", 150_000, FixedWindow(Unit.MONTH, "America/New_York", 31), cached)),
+                BudgetRule(Budget("minute", 2_500, FixedWindow(Unit.MINUTE))),
                 BudgetRule(Budget("rolling", 5_000 + 500 * number, RollingWindow(60))),
                 BudgetRule(Budget("bucket", 6_000, TokenBucket(60), weights_of(Counts.COMPLETION))),
                 BudgetRule(Budget("cost", 90, FixedWindow(Unit.MINUTE), mode=Mode.SOFT), Counts.COST, prices),
@@ -85,7 +88,7 @@ class World:
     ) -> None:
         self.kernel = kernel = Kernel(seed, START_US, about)
         self.faults = Faults(kernel, without)
-        self.watch = Watch(TERMINAL_US, TTL_US + GRACE_US)
+        self.watch = Watch(TERMINAL_US, TTL_US + GRACE_US, lambda: kernel.now_us)
         self.ttl_us = TTL_US
         self.tenants = tenants()
         self.partitions = list(dict.fromkeys(map(partition_of, self.tenants)))
@@ -94,6 +97,8 @@ class World:
         self.store_skew_us = 0
         self.consumers: dict[str, Process] = {}
         self.collectors = 0
+        self.lives = 0  # of processes that leased
+        self.silent_until_us: Counter[str] = Counter()
         self.store_up = True
         self.node_skew_us = {"gw1": 0, "gw2": 0}
         self.clocks_jumped = False
@@ -107,10 +112,9 @@ class World:
         self.began_us = self.counted_since_us = kernel.now_us
         self.postings: list[Posted] = []
         store.begin(self.store_now, LIMITS, self.partitions)
-        self._clock, admit.monotonic = (
-            admit.monotonic,
-            kernel.monotonic,
-        )  # the one clock that the application layer reads by itself
+        # The one clock that the application layer reads by itself, and a time that is long here.
+        self._as_it_was = (admit.monotonic, leasing.IDLE_S)
+        admit.monotonic, leasing.IDLE_S = kernel.monotonic, IDLE_S
         self.nature = Process(kernel, "nature")
         self.engine = Engine(self, 0)
         self.gateways = [Gateway(self, name) for name in self.node_skew_us]
@@ -135,21 +139,32 @@ class World:
         """For an audit, where nothing goes wrong."""
         return self.store_ledger("audit")
 
-    def apply(self, operation: str, args: tuple[Any, ...], ledger: Any) -> Any:
-        """One operation takes effect, and everything is looked at."""
+    def apply(self, operation: str, args: tuple[Any, ...], ledger: Any, process: Process) -> Any:
+        """One operation takes effect, and everything is looked at. ``process`` asked for it."""
         if not self.store_up:
             raise LedgerUnavailable("the store is down")
         self.operations[operation] += 1
         self.store.tick()
         run: Callable[..., Any] = getattr(ledger if operation in LEDGER else self.store, operation)
-        answer = run(*args)
+        watch, refusal = self.watch, None
+        known = operation == "register" and self.store.knows(args[0].request.tenant, args[0].request.hold_id)
+        try:
+            answer = run(*args)
+        except LedgerUnavailable as error:  # of the store's, after it looked
+            answer, refusal = None, error
         now_us = self.store.now_us(ledger)
-        watch = self.watch
         cause: tuple[str | None, str | None] = (None, None)
         match operation:
             case "hold":
+                watch.leased.asked(args[0], process)
                 watch.hold(args[0], answer, now_us)
                 self._note(operation, args[0].hold_id, answer.admitted, answer.repeated, answer.earlier)
+            case "lease":
+                watch.leased.lease(args[0], answer, now_us)
+                self._note(operation, args[0].lease_id, args[0].turn, answer and [each.amount for each in answer.lines])
+            case "register":
+                watch.leased.register(args[0], answer, known, now_us)
+                self._note(operation, args[0].request.hold_id, args[0].lease_id, answer, known)
             case "settle":
                 self._settled(args[0], answer, now_us)
                 if answer.status is SettleStatus.POSTED:
@@ -169,13 +184,17 @@ class World:
                 self._note(operation, args[-1], amount)
             case "expire_partition":
                 watch.swept(args[0], now_us)
+                watch.leased.end(args[0], now_us)
             case "trim" | "acknowledge" | "commands" | "retry_dead":
                 self.store.look(operation, args, answer, watch)
         if operation in LEDGER:
-            partition = args[0] if operation == "expire_partition" else partition_of(_tenant(args[0]))
+            tenant = "" if operation == "expire_partition" else _tenant(args[0])
+            partition = partition_of(tenant) if tenant else args[0]
             watch.events(partition, self.store.news(partition, watch), cause, now_us, GRACE_US)
-            if operation != "expire_partition":
-                self._compare(_tenant(args[0]), ledger)
+            if tenant:
+                self._compare(tenant, ledger)
+        if refusal is not None:
+            raise refusal
         return answer
 
     def _settled(self, settlement: Settlement, answer: SettleOutcome, now_us: int) -> None:
@@ -284,7 +303,9 @@ class World:
             self.store_skew_us, self.clocks_jumped = 0, True  # somebody sets it right
         calm_us = kernel.now_us + 20 * SECOND
         kernel.run(lambda: kernel.now_us >= calm_us or kernel.steps >= bound)
-        unended = [each.lapses_us for each in self.watch.durable.holds.values() if each.state in {"open", "lapsed"}]
+        durable = self.watch.durable
+        unended = [each.lapses_us for each in durable.holds.values() if each.state in {"open", "lapsed"}]
+        unended += [each.ends_us for each in durable.leases.values()]
         # A store's clock that went back makes holds last longer.
         longest_us = max([0, *(each - self.store_now() for each in unended)])
         kernel.now_us += longest_us + GRACE_US + DEFERRED_MAX_US
@@ -311,7 +332,7 @@ class World:
         found += (
             ["holds"] if any(each.state in {"open", "lapsed"} for each in self.watch.durable.holds.values()) else []
         )
-        return found
+        return found + ["leases"] * bool(self.watch.durable.leases)
 
     def change_price(self) -> None:
         """From now on tokens cost something else."""
@@ -325,7 +346,7 @@ class World:
         tenant.rules[index] = replace(rule, budget=replace(rule.budget, limit=limit))
 
     def close(self) -> None:
-        admit.monotonic = self._clock
+        admit.monotonic, leasing.IDLE_S = self._as_it_was
         for server in self.servers():
             server.end()
         self.books.close()
@@ -341,6 +362,8 @@ def _price(factor: int, from_ms: int) -> PriceEntry:
 
 
 def _tenant(first: Any) -> str:
+    if isinstance(first, Registration):
+        first = first.request
     return first if isinstance(first, str) else first.tenant
 
 
