@@ -1,4 +1,4 @@
-"""A plain account beside the store: what is held of each budget, what was used, and what of it a failover takes back."""
+"""A plain account beside the store: what each budget holds, what was used, and what of it a failover takes back."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ def _run_of(first: Admitted) -> BookedEvent:
     """What an expired hold's event would say of it."""
     record = json.loads(first.request.event)["data"]
     started_us, heard_us = record["started_ms"] * 1000, first.true_us + UNHEARD_US
-    bounds = (record["choices"] if "choices" in record else 1, record["prompt_bound"], record["completion_bound"])
+    bounds = (record.get("choices", 1), record["prompt_bound"], record["completion_bound"])
     about = ("request", record["model"], started_us, heard_us, 0, 0, record["evidence"], record["outcome"], 0)
     return BookedEvent(first.request.hold_id, *about, *bounds, record["tenant"])
 

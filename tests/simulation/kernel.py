@@ -48,8 +48,8 @@ class Task:
 
 
 class Process:
-    """What is kept in memory ends with it; whatever is durable is somebody else's. Until ``stopped_until_us`` nothing of
-    it runs, as after SIGSTOP; clocks go on."""
+    """What is kept in memory ends with it; whatever is durable is somebody else's. Until ``stopped_until_us`` nothing
+    of it runs, as after SIGSTOP; clocks go on."""
 
     def __init__(self, kernel: Kernel, name: str) -> None:
         self.kernel = kernel

@@ -1,5 +1,5 @@
-"""The plain account of leases, and of requests that were admitted without the ledger: nothing is given away that the store
-does not hold for its node, and what it holds on top of leases is no more than what was leased and is gone."""
+"""The plain account of leases, and of requests that were admitted without the ledger: nothing is given away that the
+store does not hold for its node, and what it holds on top of leases is no more than what was leased and is gone."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ KNOWN_TO_NOBODY = (CLOCK, FAILOVER)  # and a node goes on giving away
 
 @dataclass(slots=True, eq=False)
 class Admitted:
-    """A request that was admitted without the ledger. ``true_us``: when; ``told``: the store has heard of it, ``late``: too
-    late to hold it."""
+    """A request that was admitted without the ledger. ``true_us``: when; ``told``: the store has heard of it, ``late``:
+    too late to hold it."""
 
     request: HoldRequest
     lease_id: str
