@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
-from kong_plugins.adapters.ledger import layout, memory_attempts
+from kong_plugins.adapters.ledger import layout, memory_attempts, memory_counters, memory_ledger
 from kong_plugins.adapters.ledger.memory_ledger import MemoryLedger
 from kong_plugins.adapters.spool_file import SpoolFile
 from kong_plugins.application import posting
@@ -17,6 +17,7 @@ from kong_plugins.application.deliver import Delivery
 from kong_plugins.application.posting import Poster
 from kong_plugins.domain import planning
 from kong_plugins.domain.holds import HoldOutcome, HoldState, Settlement
+from tests.simulation import leased_mutations as leased
 from tests.simulation import memory_store, traffic
 from tests.simulation.collecting import Books
 
@@ -72,22 +73,22 @@ def _not_all_or_none() -> Sequence[Patch]:
         outcome = hold(self, request)
         if not outcome.admitted and outcome.states and not outcome.states[0].short:
             line = request.lines[0]
-            path, kept = self._counter(request.tenant, line, self._clock())
+            path, kept = self._counters.at(request.tenant, line, self._clock())
             kept.counter.held += line.amount
-            self._keep(path, kept, 0, self._clock())
+            self._counters.keep(path, kept, 0, self._clock())
         return outcome
 
     return [(MemoryLedger, "hold", wrong)]
 
 
 def _no_check_of_the_limit() -> Sequence[Patch]:
-    state = MemoryLedger._state
+    state = memory_counters.state_of
 
-    def wrong(self: MemoryLedger, line: Any, counter: Any, now_us: int) -> Any:
-        found = state(self, line, counter, now_us)
+    def wrong(line: Any, counter: Any, now_us: int) -> Any:
+        found = state(line, counter, now_us)
         return replace(found, short=found.committed + line.amount > line.limit)  # what is held does not count
 
-    return [(MemoryLedger, "_state", wrong)]
+    return [(memory_ledger, "state_of", wrong)]
 
 
 def _expiry_charges() -> Sequence[Patch]:
@@ -198,16 +199,17 @@ def _foreign_tenants_retry() -> Sequence[Patch]:
 
 
 def _clamped_above_the_limit() -> Sequence[Patch]:
-    admit = Admission._admit
+    decide = Admission._decide
 
-    def wrong(self: Admission, ask: Any) -> Any:
-        decided = admit(self, ask)
+    def wrong(self: Admission, ask: Any, outcome: Any) -> Any:
+        decided = decide(self, ask, outcome)
         if isinstance(decided, Denied):
             lines = tuple(replace(each, line=replace(each.line, amount=0)) for each in decided.planned)
-            decided = admit(self, replace(ask, planned=lines))  # lets through what it holds nothing for
+            empty = replace(ask, planned=lines)
+            decided = decide(self, empty, self._hold(empty, lines))  # lets through what it holds nothing for
         return decided
 
-    return [(Admission, "_admit", wrong)]
+    return [(Admission, "_decide", wrong)]
 
 
 def _retry_runs_unheld() -> Sequence[Patch]:
@@ -269,12 +271,18 @@ MUTATIONS = (
     Mutation("nothing leaves the spool", _posted_and_never_removed),
     Mutation("what the spool delayed is booked under a second id", _booked_again_from_the_spool),
     Mutation("a posting that failed is swallowed", _swallowed),
-    Mutation("the limit is part of the key", _limit_in_the_key, soon=True),
-    Mutation("trims what is not acknowledged", _trims_the_unacknowledged, soon=True),
+    Mutation("the limit is part of the key", _limit_in_the_key),
+    Mutation("trims what is not acknowledged", _trims_the_unacknowledged),
     Mutation("a retry meets another tenant's attempt", _foreign_tenants_retry, soon=True),
     Mutation("lets through what it holds nothing for", _clamped_above_the_limit),
     Mutation("runs what the ledger did not hold", _retry_runs_unheld),
     Mutation("the engine works for somebody else too", _past_the_gateway),
     Mutation("a reversal is booked on one side as a charge", _one_sided_entry),
     Mutation("an operator's repeated reset works again", _reset_keeps_held_out),
+    Mutation("an old question changes a lease", leased.any_turn, soon=True),
+    Mutation("a request is held beside the lease it came out of", leased.held_beside, soon=True),
+    Mutation("what is given away is not counted", leased.given_for_nothing, soon=True),
+    Mutation("a lease is used after its window", leased.after_its_window),
+    Mutation("a lease is used after its time", leased.after_its_time),
+    Mutation("what ended is held once more", leased.held_again, soon=True),
 )

@@ -1,5 +1,5 @@
--- Put in front of every script, then attempts.lua, holds.lua and leases.lua. Integers only, exact below 2^53; times are microseconds
--- of the server's clock.
+-- Put in front of every script, then attempts.lua, holds.lua and leases.lua. Integers only, exact below 2^53; times are
+-- microseconds of the server's clock.
 --
 -- Keys of a partition, all with its hash tag, so derivable from `tag` ("{p17}:"):
 --   {pN}:open               zset   open holds by when they lapse
