@@ -131,7 +131,10 @@ class Leased:
             # Of one that was given back the store remembers the turn for a while, and nothing else.
             check(request.turn <= self._turns.get(request.lease_id, -1), "refused a question", request, known)
             return
-        if request.turn == (known.turn if known is not None else self._turns.get(request.lease_id)):
+        # A lease that ended by the clock is forgotten with its turn: the same question may lease once more then.
+        leased_some = any(leased.amount for leased in outcome.lines)
+        last = known.turn if known is not None else self._turns.get(request.lease_id)
+        if request.turn == last and (known is not None or not leased_some):
             counts.asked_twice += 1
             return
         self._turns[request.lease_id] = request.turn
