@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -49,6 +50,7 @@ SHOWN = 20  # problems
 
 def main() -> int:
     given = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what it started, disks and hosts too
     kinds = given.faults
     for kind, why in _left_out(kinds).items():
         print(f"left out    {kind}: {why}")
