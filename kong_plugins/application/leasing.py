@@ -206,8 +206,9 @@ class Leases:
         for key, part in list(tenant.slices.items()):
             if now_s - part.seen_s >= IDLE_S and not part.used:
                 del tenant.slices[key]
-            elif not _current(part, tenant.now_us(now_s)):  # what was used of an ended window stays with its requests
-                tenant.slices[key] = _Slice(part.line, part.seen_s)
+            elif not _current(part, tenant.now_us(now_s)):
+                # By the ledger's clock its window may go on: what was given away stays leased until it names another.
+                part.granted = part.used
         asked = list(tenant.slices.values())
         for part in asked:
             part.moved = 0

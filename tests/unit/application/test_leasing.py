@@ -39,9 +39,13 @@ class Line:
     fault: bool = False  # it answers with an error
     asked: list[str] = field(default_factory=list)
     during: Callable[[], None] | None = None  # runs once, while an answer is under way
+    before: Callable[[], None] | None = None  # runs once, while a question is
 
     def call(self, operation: str, *args):
         self.asked.append(operation)
+        if self.before is not None:
+            before, self.before = self.before, None
+            before()
         if self.fault:
             raise LedgerFault("wrong password")
         if self.cut == "before" and self.cut_for in (None, _tenant(args[0])):
